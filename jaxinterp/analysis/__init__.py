@@ -1,0 +1,1 @@
+"""Measurements on plain arrays: probes, heads, statistics."""

@@ -1,0 +1,1 @@
+"""Reproductions: one module each, always with PAPER, Config, run, figure and check."""

@@ -1,0 +1,1 @@
+"""Tables become pictures; neither jax nor penzai is imported here."""

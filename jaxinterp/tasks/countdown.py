@@ -1,0 +1,463 @@
+"""CountDown: reach a target with three or four numbers, and close every attempt with a verdict.
+
+A trace starts with the prompt and lists attempts, one a line, until one of them works::
+
+    Using the numbers [31, 12, 71], create an equation that equals 28.
+    <think>
+    We need 28. Let's try different combinations:
+    - 31 + 12 - 71 = 43 - 71 = -28 (not 28)
+    - 71 - 31 - 12 = 40 - 12 = 28 (this works)
+    So the equation that equals 28 is 71 - 31 - 12.
+    </think>
+    <answer> 71 - 31 - 12 </answer>
+
+At every `" ("` there are two ways to go on, at a place that can be parsed: this is what makes verification in such
+a model easy to study. This module writes, parses and scores traces, splits the problems and finds the tokens that
+matter. It never sees a model.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.resources
+import json
+import operator
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Literal, Protocol
+
+import numpy as np
+
+Split = Literal["test", "validation", "train"]
+Lookalike = Literal["tens", "ones", "swapped", "other"]
+Span = tuple[int, int]
+
+OPEN = " ("
+POSITIVE = ("this works", "success", "correct", "yes", "exactly", "found")
+NEGATIVE = ("incorrect", "wrong", "no", "fail", "different")
+LOOKALIKES: tuple[Lookalike, ...] = ("tens", "ones", "swapped", "other")
+_PREAMBLE_END = "Let's try different"
+_PROBLEM = re.compile(r"Using the numbers \[([\d, ]+)\], create an equation that equals (\d+)\.\n")
+_ATTEMPT = re.compile(r"\n- (?P<chain>[^(\n]+) = (?P<result>-?\d+)(?P<open> \()(?P<verdict>[^)\n]+)\)")
+_MENTION = re.compile(r"that equals (\d+)\.\n|We need (\d+)\.|\(not (\d+)\)")
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_OPERATORS: dict[type, Callable] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_SYMBOLS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+
+
+class Encoder(Protocol):
+    """The part of a tokenizer that this module needs."""
+
+    bos: int | None
+    eos: int | None
+    pad: int | None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a text."""
+        ...
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of some ids."""
+        ...
+
+    def offsets(self, text: str) -> list[Span]:
+        """Characters of each token."""
+        ...
+
+    def id(self, text: str) -> int:
+        """The one token of exactly this text."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    r"""Numbers, each to be used once, and the target that they have to reach.
+
+    >>> problem = Problem((31, 12, 71), 28)
+    >>> problem.prompt
+    'Using the numbers [31, 12, 71], create an equation that equals 28.\n<think>'
+    >>> problem.split
+    'train'
+    """
+
+    numbers: tuple[int, ...]
+    target: int
+
+    @property
+    def prompt(self) -> str:
+        """The text that a model continues."""
+        numbers = ", ".join(map(str, self.numbers))
+        return f"Using the numbers [{numbers}], create an equation that equals {self.target}.\n<think>"
+
+    @property
+    def split(self) -> Split:
+        """CRC-32 of the sorted numbers and the target, modulo 32: 0 is test, 1 validation, the rest train."""
+        key = ",".join(map(str, sorted(self.numbers))) + f"={self.target}"
+        residue = zlib.crc32(key.encode()) % 32
+        return "test" if residue == 0 else "validation" if residue == 1 else "train"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One line of a trace.
+
+    Attributes:
+        expression: What is tried, such as `"31 + 12 - 71"`.
+        steps: The chain of running results as printed, the last one being the result.
+        result: The printed result.
+        valid: Whether the printed verdict accepts it.
+        result_span: Characters of the result, sign included.
+        open: Character at which `" ("` starts.
+    """
+
+    expression: str
+    steps: tuple[str, ...]
+    result: int
+    valid: bool
+    result_span: Span
+    open: int
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every printed step follows from the expression."""
+        return self.steps == chain(self.expression)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trace:
+    """A parsed trace.
+
+    Attributes:
+        text: Prompt and response.
+        problem: What was asked.
+        mentions: Characters of each printed target: in the prompt, in the preamble, and in `(not T)`.
+        preamble_end: Character at which the search starts.
+        attempts: Lines with a verdict, in order.
+        answer: Content of the last answer tag, or `None`.
+    """
+
+    text: str
+    problem: Problem
+    mentions: tuple[Span, ...]
+    preamble_end: int
+    attempts: tuple[Attempt, ...]
+    answer: str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The tokens of one attempt that matter, as indices into the ids that were given.
+
+    Attributes:
+        valid: Whether the text goes on with acceptance (t_valid) rather than rejection (t_invalid).
+        open: The `" ("` token (t_open).
+        result: The last digit of the result, just before it (t_ans).
+        result_digits: Every digit of the result, without a sign.
+        mentions: For each earlier mention of the target, the tokens of its digits, first digit first.
+        stated: How many of `mentions` stand in the prompt and the preamble, before the search starts.
+    """
+
+    valid: bool
+    open: int
+    result: int
+    result_digits: tuple[int, ...]
+    mentions: tuple[tuple[int, ...], ...]
+    stated: int
+
+    @property
+    def stated_last_digits(self) -> tuple[int, ...]:
+        """Last digit of each mention in prompt and preamble: where the paper measures attention."""
+        return tuple(digits[-1] for digits in self.mentions[: self.stated])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MinimalPair:
+    """Two prefixes that differ in the target alone, one valid and one not; both end with `" ("`.
+
+    Attributes:
+        text: The trace up to and including `" ("`.
+        twin: The same with every mention of the target replaced.
+        target: The new target.
+        valid: Whether the attempt in `text` reaches its target; in `twin` it is the other way round.
+        kind: How the two targets differ: one digit, swapped digits, or neither.
+    """
+
+    text: str
+    twin: str
+    target: int
+    valid: bool
+    kind: Lookalike
+
+
+def evaluate(expression: str) -> Fraction | None:
+    """Exact value of an expression of integers, `+ - * /` and parentheses.
+
+    Args:
+        expression: Untrusted text.
+
+    Returns:
+        Its value under the usual precedence, or `None` where it has none.
+
+    >>> evaluate("6 * 18 - 82")
+    Fraction(26, 1)
+    >>> evaluate("1 / 0") is None
+    True
+    """
+    if len(expression) > 200:
+        return None
+    try:
+        return _value(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
+        return None
+
+
+def _value(node: ast.expr) -> Fraction:
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_value(node.left), _value(node.right))
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return Fraction(node.value)
+    raise ValueError(f"{ast.dump(node)} is not arithmetic")
+
+
+def chain(expression: str) -> tuple[str, ...]:
+    """Running results of an expression worked off from left to right.
+
+    Args:
+        expression: Numbers and operators separated by spaces.
+
+    Returns:
+        What is left after each operation; the last one is the result. Empty where a division is not exact.
+
+    >>> chain("31 + 12 - 71")
+    ('43 - 71', '-28')
+    """
+    value, *rest = expression.split(" ")
+    running, steps = Fraction(value), []
+    while rest:
+        symbol, number, *rest = rest
+        if symbol not in _SYMBOLS or (symbol == "/" and int(number) == 0):
+            return ()
+        running = _SYMBOLS[symbol](running, int(number))
+        if running.denominator != 1:
+            return ()
+        steps.append(" ".join([str(running), *rest]))
+    return tuple(steps)
+
+
+def write(problem: Problem, expressions: Sequence[str]) -> str:
+    """A trace that tries the expressions in order, in the style of the module's example.
+
+    Args:
+        problem: What is asked.
+        expressions: Attempts; the last one is given as the answer.
+
+    Returns:
+        Prompt and response.
+    """
+    lines = [problem.prompt, f"We need {problem.target}. {_PREAMBLE_END} combinations:"]
+    for expression in expressions:
+        steps = chain(expression)
+        verdict = "this works" if steps[-1] == str(problem.target) else f"not {problem.target}"
+        lines.append(f"- {' = '.join([expression, *steps])} ({verdict})")
+    works = chain(expressions[-1])[-1] == str(problem.target)
+    close = f"So the equation that equals {problem.target} is" if works else "The closest is"
+    lines += [f"{close} {expressions[-1]}.", "</think>", f"<answer> {expressions[-1]} </answer>"]
+    return "\n".join(lines)
+
+
+def parse(text: str) -> Trace:
+    """Read a trace.
+
+    Args:
+        text: Prompt and response; the response may be cut anywhere.
+
+    Returns:
+        The parsed trace. Lines that are not attempts in the grammar are skipped.
+
+    Raises:
+        ValueError: If the text does not start with a CountDown prompt.
+    """
+    asked = _PROBLEM.match(text)
+    if asked is None:
+        raise ValueError(f"{text[:60]!r} does not start with a CountDown prompt ('Using the numbers [a, b, c], ...')")
+    problem = Problem(tuple(int(number) for number in asked[1].split(", ")), int(asked[2]))
+    mentions = [match.span(match.lastindex or 0) for match in _MENTION.finditer(text)]
+    attempts = []
+    for line in _ATTEMPT.finditer(text):
+        verdict = line["verdict"]
+        valid = verdict in POSITIVE
+        if not valid and verdict not in NEGATIVE and not re.fullmatch(r"not -?\d+", verdict):
+            continue
+        expression, *steps = line["chain"].split(" = ")
+        attempt = Attempt(
+            expression=expression,
+            steps=(*steps, line["result"]),
+            result=int(line["result"]),
+            valid=valid,
+            result_span=line.span("result"),
+            open=line.start("open"),
+        )
+        attempts.append(attempt)
+    answers = _ANSWER.findall(text)
+    preamble_end = text.find(_PREAMBLE_END)
+    return Trace(
+        text=text,
+        problem=problem,
+        mentions=tuple(span for span in mentions if int(text[slice(*span)]) == problem.target),
+        preamble_end=len(text) if preamble_end < 0 else preamble_end,
+        attempts=tuple(attempts),
+        answer=answers[-1].strip() if answers else None,
+    )
+
+
+def score(text: str, problem: Problem) -> float:
+    """Reward of a response: 1 for a correct answer, 0.1 for a wrong one, 0 for none.
+
+    Args:
+        text: Prompt and response, or the response alone; the last answer tag counts.
+        problem: What was asked.
+
+    Returns:
+        1.0, 0.1 or 0.0. Correct means that each number is used exactly once and the value is the target.
+    """
+    answers = _ANSWER.findall(text)
+    if not answers:
+        return 0.0
+    used = sorted(int(number) for number in re.findall(r"\d+", answers[-1]))
+    is_correct = used == sorted(problem.numbers) and evaluate(answers[-1]) == problem.target
+    return 1.0 if is_correct else 0.1
+
+
+def eval_problems() -> list[Problem]:
+    """The 1,024 test problems that ship with the library."""
+    source = importlib.resources.files("jaxinterp").joinpath("data/countdown/eval.jsonl")
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    return [Problem(tuple(row["nums"]), row["target"]) for row in rows]
+
+
+def draw_problems(split: Split, n: int, seed: int) -> list[Problem]:
+    """Draw distinct solvable problems of one split.
+
+    Three or four numbers (equally often) from 1 to 99 and a target from 10 to 100. Seven in eight are the value of
+    a random chain of + and -; the rest of a chain that starts with one exact * or /.
+
+    Args:
+        split: Part of the hash split that every problem has to lie in.
+        n: How many.
+        seed: Of the random numbers.
+
+    Returns:
+        `n` problems, no two with the same numbers and target.
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[tuple, Problem] = {}
+    while len(found) < n:
+        numbers = rng.integers(1, 100, size=int(rng.integers(3, 5)))
+        symbols = rng.choice(["+", "-"], size=len(numbers) - 1)
+        if rng.random() < 0.125:
+            symbols[0] = rng.choice(["*", "/"])
+        expression = " ".join([str(numbers[0]), *(f"{s} {x}" for s, x in zip(symbols, numbers[1:], strict=True))])
+        steps = chain(expression)
+        if not steps or not 10 <= int(steps[-1]) <= 100:
+            continue
+        problem = Problem(tuple(int(number) for number in rng.permutation(numbers)), int(steps[-1]))
+        if problem.split == split:
+            found.setdefault((tuple(sorted(problem.numbers)), problem.target), problem)
+    return list(found.values())
+
+
+def verdicts(tokenizer: Encoder, ids: Sequence[int]) -> list[Verdict]:
+    """Find the verdicts of a trace and the tokens that they depend on.
+
+    Args:
+        tokenizer: That of the model which wrote the trace.
+        ids: Tokens of one trace; padding on either side and end-of-text tokens are skipped.
+
+    Returns:
+        One `Verdict` per attempt, in order; positions are indices into `ids`.
+
+    Raises:
+        ValueError: If decoding and encoding do not give the tokens back, so that positions would be guesses.
+    """
+    ids = [int(token) for token in ids]
+    silent = {tokenizer.pad, tokenizer.eos} - {None}
+    first = next((index for index, token in enumerate(ids) if token not in silent), len(ids))
+    last = next((index for index in range(first, len(ids)) if ids[index] in silent), len(ids))
+    text = tokenizer.decode(ids[first:last])
+    if tokenizer.encode(text) != ids[first:last]:
+        raise ValueError(f"the tokens of {text[:60]!r}... do not survive decoding; pass the ids of encode(text)")
+    trace, offsets, opening = parse(text), tokenizer.offsets(text), tokenizer.id(OPEN)
+    token_at = {start: first + index for index, (start, end) in enumerate(offsets) if end > start}
+    found = []
+    for attempt in trace.attempts:
+        opened = token_at.get(attempt.open)
+        if opened is None or ids[opened] != opening:
+            raise ValueError(f"no {OPEN!r} token at character {attempt.open} of {text[:60]!r}...; wrong tokenizer?")
+        digits = tuple(token_at[place] for place in range(*attempt.result_span) if text[place].isdigit())
+        mentions = [span for span in trace.mentions if span[1] <= attempt.open]
+        verdict = Verdict(
+            valid=attempt.valid,
+            open=opened,
+            result=opened - 1,
+            result_digits=digits,
+            mentions=tuple(tuple(token_at[place] for place in range(*span)) for span in mentions),
+            stated=sum(span[1] <= trace.preamble_end for span in mentions),
+        )
+        found.append(verdict)
+    return found
+
+
+def lookalike(target: int, other: int) -> Lookalike:
+    """How two targets of two digits differ.
+
+    >>> lookalike(28, 82), lookalike(28, 38), lookalike(28, 27), lookalike(28, 31)
+    ('swapped', 'tens', 'ones', 'other')
+    """
+    if str(target) == str(other)[::-1]:
+        return "swapped"
+    same = [a == b for a, b in zip(str(target), str(other), strict=True)]
+    return "tens" if same[1:] == [True] else "ones" if same[:1] == [True] else "other"
+
+
+def minimal_pair(trace: Trace, attempt: Attempt, rng: np.random.Generator) -> MinimalPair | None:
+    """Replace the target so that an attempt's verdict flips, and nothing else changes.
+
+    An accepted attempt gets a target that its result misses: of the four kinds of `lookalike` one is drawn, then a
+    target of that kind. A rejected attempt gets its own result as the target. Earlier attempts stay rejected, and
+    both texts have the same number of digits, hence of tokens.
+
+    Args:
+        trace: Where the attempt stands.
+        attempt: One of `trace.attempts`.
+        rng: Draws the new target; unused for a rejected attempt.
+
+    Returns:
+        The pair, or `None` where no target from 10 to 99 fits.
+    """
+    target = trace.problem.target
+    earlier = {other.result for other in trace.attempts if other.open < attempt.open}
+    reached = attempt.result == target
+    options = [number for number in range(10, 100) if number not in earlier and number != target]
+    if not reached:
+        options = [number for number in options if number == attempt.result]
+    options = [number for number in options if len(str(number)) == len(str(target))]
+    if not options:
+        return None
+    kinds = {kind: [number for number in options if lookalike(target, number) == kind] for kind in LOOKALIKES}
+    possible = [kind for kind, numbers in kinds.items() if numbers]
+    kind = possible[int(rng.integers(len(possible)))]
+    chosen = int(rng.choice(kinds[kind]))
+    end = attempt.open + len(OPEN)
+    twin = list(trace.text[:end])
+    for start, stop in trace.mentions:
+        if stop <= attempt.open:
+            twin[start:stop] = str(chosen)
+    return MinimalPair(text=trace.text[:end], twin="".join(twin), target=chosen, valid=reached, kind=kind)
