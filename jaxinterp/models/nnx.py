@@ -1,0 +1,295 @@
+"""The decoder in Flax NNX: layers stacked and scanned, for training and for fast unedited passes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxinterp.models.architecture import Activation, Architecture
+from jaxinterp.models.masks import causal_mask, positions_in_text
+from jaxinterp.models.rotary import frequencies, rotate
+
+ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+_BLOCK = "blocks.{layer}.{name}"
+_STACKED = "blocks.*."
+
+
+class Decoder(nnx.Module):
+    """A decoder-only transformer whose blocks are one scanned block with stacked weights.
+
+    Attributes:
+        architecture: What the decoder is made of.
+        table: Weights that stand once (`W_E`, `W_pos`, `ln_final.w`, `ln_final.b`, `W_U`), canonical names.
+        blocks: Weights of the blocks, canonical names without the `blocks.{layer}.` prefix, each
+            `[layer, ...canonical axes]`.
+        remat: Whether a gradient recomputes each block instead of keeping its activations.
+
+    Example:
+        >>> sizes = dict(vocabulary=11, embedding=8, layers=2, heads=2, kv_heads=1, projection=4, neurons=16)
+        >>> architecture = Architecture(family="gpt2", context=32, **sizes)
+        >>> decoder = Decoder(architecture, nnx.Rngs(0))
+        >>> decoder(jnp.array([[1, 2, 3]])).shape
+        (1, 3, 11)
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        rngs: nnx.Rngs,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        remat: bool = False,
+    ) -> None:
+        """Draw random weights.
+
+        Args:
+            architecture: What the decoder is made of.
+            rngs: Source of the weights' key (stream `params`).
+            dtype: Of every weight, and of the computation except norms, softmax and logits, which are float32.
+            remat: Whether a gradient recomputes each block instead of keeping its activations.
+        """
+        self.architecture = architecture
+        self.remat = remat
+        weights = initial_weights(architecture, rngs.params(), dtype)
+        self.table = nnx.Dict({name: nnx.Param(w) for name, w in weights.items() if not name.startswith(_STACKED)})
+        blocks = {name.removeprefix(_STACKED): w for name, w in weights.items() if name.startswith(_STACKED)}
+        self.blocks = nnx.Dict({name: nnx.Param(w) for name, w in blocks.items()})
+
+    @classmethod
+    def from_weights(
+        cls,
+        architecture: Architecture,
+        weights: Mapping[str, jax.Array | np.ndarray],
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        remat: bool = False,
+    ) -> Decoder:
+        """Make a decoder of given weights.
+
+        Args:
+            architecture: What the decoder is made of.
+            weights: Canonical weights, named and shaped as `architecture.weights()` says.
+            dtype: Of every weight and of the computation.
+            remat: Whether a gradient recomputes each block instead of keeping its activations.
+
+        Returns:
+            The decoder; its weights are copies.
+
+        Raises:
+            ValueError: If weights are missing, not known, or of another shape; all are listed.
+        """
+        _check(architecture, weights)
+        decoder = nnx.eval_shape(lambda: cls(architecture, nnx.Rngs(0), dtype, remat))
+        for name, parameter in decoder.table.items():
+            parameter.set_value(jnp.array(weights[name], dtype))
+        for name, parameter in decoder.blocks.items():
+            layers = [weights[_BLOCK.format(layer=layer, name=name)] for layer in range(architecture.layers)]
+            parameter.set_value(jnp.stack(layers).astype(dtype))
+        return decoder
+
+    def __call__(self, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Next-token logits at every position.
+
+        Args:
+            tokens: Token ids, int `[batch, seq]`; an id outside the vocabulary gives NaN.
+            mask: Whether a slot holds a token rather than padding, bool `[batch, seq]`; `None` for no padding. Texts
+                padded on the left get the logits they get alone.
+
+        Returns:
+            Logits after any soft cap, float32 `[batch, seq, vocabulary]`.
+        """
+        table = self.table["W_E" if self.architecture.tied else "W_U"][...]
+        logits = jnp.einsum("bse,ve->bsv", self.hidden(tokens, mask), table, preferred_element_type=jnp.float32)
+        return _softcap(logits, self.architecture.logit_softcap)
+
+    def hidden(self, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Output of the final norm, the site `ln_final`.
+
+        Args:
+            tokens: Token ids, int `[batch, seq]`.
+            mask: Whether a slot holds a token rather than padding, bool `[batch, seq]`; `None` for no padding.
+
+        Returns:
+            Array `[batch, seq, embedding]` in the weights' dtype.
+
+        Raises:
+            ValueError: If the positions are learned and `seq` exceeds their number.
+        """
+        architecture = self.architecture
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
+        positions = positions_in_text(mask)
+        x = jnp.take(self.table["W_E"][...], tokens, axis=0)
+        x = x * jnp.asarray(architecture.embedding_scale, x.dtype)
+        if architecture.learned_positions:
+            if tokens.shape[1] > architecture.context:
+                raise ValueError(
+                    f"{tokens.shape[1]} tokens exceed the {architecture.context} learned positions; shorten the text"
+                )
+            x = x + jnp.take(self.table["W_pos"][...], positions, axis=0)
+        slots = jnp.arange(tokens.shape[1])
+        visible = causal_mask(slots, slots, mask)
+        distance = slots[:, None] - slots[None, :]
+
+        def step(x: jax.Array, layer: dict[str, jax.Array]) -> tuple[jax.Array, None]:
+            seen = visible & (distance < layer["window"]) if "window" in layer else visible
+            return _block(architecture, layer, x, positions, seen), None
+
+        layers = {name: weight[...] for name, weight in self.blocks.items()} | _layer_constants(architecture)
+        x, _ = jax.lax.scan(jax.checkpoint(step) if self.remat else step, x, layers)
+        return _norm(architecture, {name: weight[...] for name, weight in self.table.items()}, "ln_final", x)
+
+
+def to_weights(decoder: Decoder) -> dict[str, jax.Array]:
+    """Canonical weights of a decoder, the inverse of `Decoder.from_weights`.
+
+    Args:
+        decoder: Any decoder.
+
+    Returns:
+        Weights named and shaped as `decoder.architecture.weights()` says, in its order and the decoder's dtype.
+    """
+    weights = {name: weight[...] for name, weight in decoder.table.items()}
+    for name, stacked in decoder.blocks.items():
+        for layer, weight in enumerate(stacked[...]):
+            weights[_BLOCK.format(layer=layer, name=name)] = weight
+    return {name: weights[name] for name in decoder.architecture.weights()}
+
+
+@functools.partial(jax.jit, static_argnames=("architecture", "dtype"))
+def initial_weights(
+    architecture: Architecture, key: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32
+) -> dict[str, jax.Array]:
+    """Random weights that give activations of order one at any depth and near-uniform predictions.
+
+    Matrices are normal with standard deviation `1 / sqrt(inputs)`, those that write into the residual stream a further
+    `sqrt(2 * layers)` smaller; embeddings have 0.02, or `1 / embedding_scale` if that is smaller. Norms start as the
+    identity, biases at zero.
+
+    Args:
+        architecture: What the decoder is made of.
+        key: A typed key.
+        dtype: Of every weight.
+
+    Returns:
+        Canonical weights, those of the blocks stacked over layers under `blocks.*.{name}`.
+    """
+    shapes = {name: tuple(s.values()) for name, s in architecture.weights().items() if not name.startswith("blocks.")}
+    for name, sizes in architecture.block_weights().items():
+        shapes[_STACKED + name] = (architecture.layers, *sizes.values())
+    tables = min(0.02, 1.0 / architecture.embedding_scale)
+    deviations = {"W_E": tables, "W_pos": 0.02, "W_U": 0.02}
+    into_stream = math.sqrt(2 * architecture.layers)
+    deviations["W_O"] = 1 / math.sqrt(architecture.heads * architecture.projection) / into_stream
+    deviations["W_out"] = 1 / math.sqrt(architecture.neurons) / into_stream
+    weights = {}
+    for subkey, (name, shape) in zip(jax.random.split(key, len(shapes)), shapes.items(), strict=True):
+        short = name.removeprefix(_STACKED)
+        if short.endswith(".w"):
+            weights[name] = jnp.full(shape, 1.0 - architecture.norm_offset, dtype)
+        elif short.startswith("W_"):
+            deviation = deviations.get(short, 1 / math.sqrt(architecture.embedding))
+            weights[name] = (deviation * jax.random.normal(subkey, shape)).astype(dtype)
+        else:
+            weights[name] = jnp.zeros(shape, dtype)
+    return weights
+
+
+def _check(architecture: Architecture, weights: Mapping[str, jax.Array | np.ndarray]) -> None:
+    expected = {name: tuple(sizes.values()) for name, sizes in architecture.weights().items()}
+    faults = [f"{name} is missing" for name in expected if name not in weights]
+    faults += [f"{name} is not a weight of this architecture" for name in weights if name not in expected]
+    faults += [
+        f"{name} has shape {tuple(weights[name].shape)} where {shape} is due"
+        for name, shape in expected.items()
+        if name in weights and tuple(weights[name].shape) != shape
+    ]
+    if faults:
+        raise ValueError(f"These weights do not make a {architecture.family} decoder: " + "; ".join(faults))
+
+
+def _layer_constants(architecture: Architecture) -> dict[str, np.ndarray]:
+    constants = {}
+    if architecture.ropes:
+        constants["frequencies"] = np.stack([frequencies(rope) for rope in architecture.ropes])
+    if any(window is not None for window in architecture.windows):
+        everything = np.iinfo(np.int32).max
+        constants["window"] = np.array([w or everything for w in architecture.windows], np.int32)
+    return constants
+
+
+def _block(
+    architecture: Architecture, layer: Mapping[str, jax.Array], x: jax.Array, positions: jax.Array, seen: jax.Array
+) -> jax.Array:
+    attended = _attend(architecture, layer, _norm(architecture, layer, "ln_attn", x), positions, seen)
+    if architecture.post_norms:
+        attended = _norm(architecture, layer, "ln_attn_post", attended)
+    middle = x + attended
+    read = x if architecture.parallel else middle
+    mixed = _mlp(architecture, layer, _norm(architecture, layer, "ln_mlp", read))
+    if architecture.post_norms:
+        mixed = _norm(architecture, layer, "ln_mlp_post", mixed)
+    return middle + mixed
+
+
+def _attend(
+    architecture: Architecture, layer: Mapping[str, jax.Array], x: jax.Array, positions: jax.Array, seen: jax.Array
+) -> jax.Array:
+    q, k, v = (_biased(jnp.einsum("bse,hpe->bshp", x, layer[f"W_{c}"]), layer, f"b_{c}") for c in "QKV")
+    if architecture.qk_norm:
+        q = _rms(q, layer["q_norm.w"], architecture)
+        k = _rms(k, layer["k_norm.w"], architecture)
+    if "frequencies" in layer:
+        q, k = (rotate(vectors, positions[..., None], layer["frequencies"]) for vectors in (q, k))
+    groups = architecture.kv_heads
+    q = q.reshape(*q.shape[:2], groups, architecture.heads // groups, architecture.projection)
+    scores = jnp.einsum("bsgqp,btgp->bgqst", q, k, preferred_element_type=jnp.float32) * architecture.attention_scale
+    scores = _softcap(scores, architecture.attention_softcap)
+    # A finite floor, so that a padded query, which sees nothing, has no NaN to leak through gradients.
+    scores = jnp.where(seen[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    pattern = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    z = jnp.einsum("bgqst,btgp->bsgqp", pattern, v)
+    z = z.reshape(*z.shape[:2], architecture.heads, architecture.projection)
+    return _biased(jnp.einsum("bshp,ehp->bse", z, layer["W_O"]), layer, "b_O")
+
+
+def _mlp(architecture: Architecture, layer: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
+    activate = ACTIVATIONS[architecture.activation]
+    units = _biased(jnp.einsum("bse,ne->bsn", x, layer["W_in"]), layer, "b_in")
+    if architecture.gated:
+        units = units * activate(_biased(jnp.einsum("bse,ne->bsn", x, layer["W_gate"]), layer, "b_gate"))
+    else:
+        units = activate(units)
+    return _biased(jnp.einsum("bsn,en->bse", units, layer["W_out"]), layer, "b_out")
+
+
+def _biased(x: jax.Array, layer: Mapping[str, jax.Array], name: str) -> jax.Array:
+    return x + layer[name] if name in layer else x
+
+
+def _softcap(x: jax.Array, cap: float | None) -> jax.Array:
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def _norm(architecture: Architecture, weights: Mapping[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
+    if architecture.norm == "rms":
+        return _rms(x, weights[f"{name}.w"], architecture)
+    wide = x.astype(jnp.float32)
+    wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + architecture.norm_eps)
+    return (wide * (architecture.norm_offset + weights[f"{name}.w"]) + weights[f"{name}.b"]).astype(x.dtype)
+
+
+def _rms(x: jax.Array, weight: jax.Array, architecture: Architecture) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + architecture.norm_eps)
+    return (wide * (architecture.norm_offset + weight.astype(jnp.float32))).astype(x.dtype)

@@ -1,0 +1,241 @@
+"""The NNX decoder: its own properties; its agreement with transformers and the tree is in test_families."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxinterp.models.architecture import Architecture, Rope
+from jaxinterp.models.nnx import Decoder, to_weights
+
+SIZES: dict[str, Any] = {
+    "vocabulary": 37,
+    "embedding": 16,
+    "layers": 3,
+    "heads": 4,
+    "kv_heads": 2,
+    "projection": 6,
+    "neurons": 24,
+    "context": 32,
+    "attention_scale": 6**-0.5,
+}
+LOCAL, GLOBAL = Rope(theta=100.0, rotary=6), Rope(theta=1e4, rotary=6, scaling="linear", factor=4.0)
+GEMMA = Architecture(
+    family="gemma3",
+    norm_offset=1.0,
+    activation="gelu_tanh",
+    post_norms=True,
+    qk_norm=True,
+    qkv_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+    tied=False,
+    embedding_scale=4.0,
+    attention_softcap=2.0,
+    logit_softcap=3.0,
+    ropes=(LOCAL, GLOBAL, LOCAL),
+    windows=(4, None, 4),
+    **SIZES,
+)
+NEOX = Architecture(
+    family="gpt_neox",
+    norm="layer",
+    activation="gelu",
+    gated=False,
+    parallel=True,
+    qkv_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+    ropes=(Rope(theta=1e4, rotary=2),) * 3,
+    **SIZES,
+)
+GPT2 = dataclasses.replace(NEOX, family="gpt2", parallel=False, activation="gelu_tanh", ropes=())
+ARCHITECTURES = pytest.mark.parametrize("architecture", [GEMMA, NEOX, GPT2], ids=lambda a: a.family)
+
+
+def random_weights(architecture: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shapes = {name: tuple(sizes.values()) for name, sizes in architecture.weights().items()}
+    return {name: rng.normal(size=shape).astype(np.float32) * 0.3 for name, shape in shapes.items()}
+
+
+def random_tokens(batch: int = 2, seq: int = 10, seed: int = 1) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).integers(0, SIZES["vocabulary"], (batch, seq)))
+
+
+@nnx.jit
+def forward(decoder: Decoder, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    return decoder(tokens, mask)
+
+
+@ARCHITECTURES
+def test_weights_come_back_bit_for_bit(architecture: Architecture) -> None:
+    weights = random_weights(architecture)
+    back = to_weights(Decoder.from_weights(architecture, weights))
+    assert list(back) == list(architecture.weights())
+    assert all(np.array_equal(back[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@ARCHITECTURES
+def test_every_weight_has_the_dtype(architecture: Architecture, dtype: str) -> None:
+    given = Decoder.from_weights(architecture, random_weights(architecture), dtype)
+    drawn = Decoder(architecture, nnx.Rngs(0), dtype)
+    for decoder in (given, drawn):
+        assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(nnx.state(decoder)))
+    tokens = random_tokens()
+    assert jax.eval_shape(Decoder.hidden, given, tokens).dtype == dtype
+    logits = forward(given, tokens)
+    assert logits.dtype == jnp.float32
+    exact = forward(Decoder.from_weights(architecture, to_weights(given)), tokens)
+    np.testing.assert_allclose(logits, exact, atol=0 if dtype == "float32" else 0.15)
+
+
+def test_faulty_weights_are_reported_all_at_once() -> None:
+    weights = random_weights(NEOX)
+    del weights["blocks.1.b_Q"]
+    weights["W_U"] = weights["W_E"]
+    weights["blocks.2.W_O"] = weights["blocks.2.W_O"].swapaxes(0, 1)
+    with pytest.raises(ValueError, match=r"blocks\.1\.b_Q is missing.*W_U is not a weight.*blocks\.2\.W_O has shape"):
+        Decoder.from_weights(NEOX, weights)
+
+
+@ARCHITECTURES
+def test_left_padded_batch_equals_single_texts(architecture: Architecture) -> None:
+    decoder = Decoder.from_weights(architecture, random_weights(architecture))
+    texts = [random_tokens(1, length, seed=length)[0] for length in (9, 5, 1)]
+    tokens = jnp.stack([jnp.pad(text, (9 - len(text), 0), constant_values=7) for text in texts])
+    mask = jnp.stack([jnp.arange(9) >= 9 - len(text) for text in texts])
+    together = forward(decoder, tokens, mask)
+    for row, text in zip(together, texts, strict=True):
+        np.testing.assert_allclose(row[9 - len(text) :], forward(decoder, text[None])[0], atol=1e-5)
+    assert np.isfinite(together).all()
+    assert np.abs(together - forward(decoder, tokens))[1, 4:].max() > 1e-2, "the mask changes nothing"
+
+
+@ARCHITECTURES
+def test_no_position_sees_a_later_one(architecture: Architecture) -> None:
+    decoder = Decoder.from_weights(architecture, random_weights(architecture))
+    tokens = random_tokens()
+    changed = tokens.at[:, 6].add(1)
+    difference = np.abs(forward(decoder, tokens) - forward(decoder, changed)).max((0, 2))
+    assert np.all(difference[:6] == 0) and difference[6] > 1e-3
+
+
+def test_windows_bound_what_is_seen() -> None:
+    local = dataclasses.replace(GEMMA, windows=(3, 3, 3))
+    decoder = Decoder.from_weights(local, random_weights(local))
+    tokens = random_tokens(1, 12)
+    difference = np.abs(forward(decoder, tokens) - forward(decoder, tokens.at[:, 2].add(1))).max((0, 2))
+    assert difference[2 + 3 * 2] > 0, "three windows of 3 reach six tokens back"
+    assert np.all(difference[2 + 3 * 2 + 1 :] == 0)
+
+
+SWITCHES = [
+    (GEMMA, {"norm_eps": 1e-2}),
+    (GEMMA, {"norm_offset": 0.0}),
+    (GEMMA, {"activation": "relu"}),
+    (GEMMA, {"activation": "silu"}),
+    (GEMMA, {"embedding_scale": 1.0}),
+    (GEMMA, {"attention_scale": 1.0}),
+    (GEMMA, {"attention_softcap": None}),
+    (GEMMA, {"logit_softcap": None}),
+    (GEMMA, {"ropes": (LOCAL, LOCAL, LOCAL)}),
+    (GEMMA, {"windows": (4, None, None)}),
+    (GEMMA, {"windows": ()}),
+    (GEMMA, {"qk_norm": False}),
+    (GEMMA, {"post_norms": False}),
+    (GEMMA, {"qkv_bias": False}),
+    (GEMMA, {"output_bias": False}),
+    (GEMMA, {"mlp_bias": False}),
+    (GEMMA, {"tied": True}),
+    (NEOX, {"parallel": False}),
+    (NEOX, {"ropes": (Rope(theta=1e4, rotary=6),) * 3}),
+    (NEOX, {"activation": "gelu_tanh"}),
+]
+
+
+NAMES = [f"{number}-{architecture.family}-{next(iter(change))}" for number, (architecture, change) in enumerate(SWITCHES)]
+
+
+@pytest.mark.parametrize(("architecture", "change"), SWITCHES, ids=NAMES)
+def test_every_switch_changes_the_logits(architecture: Architecture, change: dict[str, Any]) -> None:
+    weights = random_weights(architecture)
+    changed = dataclasses.replace(architecture, **change)
+    kept = {name: weights[name] for name in changed.weights()}
+    tokens = random_tokens()
+    before = forward(Decoder.from_weights(architecture, weights), tokens)
+    after = forward(Decoder.from_weights(changed, kept), tokens)
+    assert np.abs(before - after).max() > 1e-5
+
+
+@ARCHITECTURES
+def test_jit_and_remat_change_nothing(architecture: Architecture) -> None:
+    weights = random_weights(architecture)
+    plain = Decoder.from_weights(architecture, weights)
+    frugal = Decoder.from_weights(architecture, weights, remat=True)
+    tokens = random_tokens()
+    np.testing.assert_allclose(forward(plain, tokens), plain(tokens), atol=1e-5)
+
+    @nnx.jit
+    def gradient(decoder: Decoder) -> nnx.State:
+        return nnx.grad(lambda d: jnp.mean(jax.nn.log_softmax(d(tokens))[..., 0]))(decoder)
+
+    for ours, theirs in zip(jax.tree.leaves(gradient(plain)), jax.tree.leaves(gradient(frugal)), strict=True):
+        assert np.abs(ours).max() > 0
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_program_does_not_grow_with_depth() -> None:
+    def lines(layers: int) -> int:
+        architecture = dataclasses.replace(GEMMA, layers=layers, ropes=(LOCAL,) * layers, windows=(4,) * layers)
+        decoder = nnx.eval_shape(lambda: Decoder(architecture, nnx.Rngs(0)))
+        return len(str(jax.make_jaxpr(lambda d, t: d(t))(decoder, random_tokens())).splitlines())
+
+    assert abs(lines(12) - lines(2)) <= 2
+
+
+@ARCHITECTURES
+def test_training_lowers_the_loss(architecture: Architecture) -> None:
+    decoder = Decoder(architecture, nnx.Rngs(0))
+    tokens = random_tokens(4, 12)
+    mask = jnp.arange(12) >= jnp.array([0, 3, 5, 0])[:, None]
+    optimizer = nnx.Optimizer(decoder, optax.adam(1e-2), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(decoder: Decoder, optimizer: nnx.Optimizer) -> jax.Array:
+        def loss(decoder: Decoder) -> jax.Array:
+            errors = optax.softmax_cross_entropy_with_integer_labels(decoder(tokens, mask)[:, :-1], tokens[:, 1:])
+            return jnp.mean(errors, where=mask[:, :-1])
+
+        value, gradients = nnx.value_and_grad(loss)(decoder)
+        optimizer.update(decoder, gradients)
+        return value
+
+    losses = [float(step(decoder, optimizer)) for _ in range(40)]
+    chance = np.log(SIZES["vocabulary"])
+    assert abs(losses[0] - chance) < 0.2, "random weights should predict nearly uniformly"
+    assert losses[-1] < 0.6 * losses[0]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(nnx.state(decoder)))
+
+
+def test_activations_keep_their_size_at_any_depth() -> None:
+    for layers in (2, 24):
+        architecture = dataclasses.replace(GPT2, layers=layers, embedding=64)
+        hidden = nnx.jit(lambda: Decoder(architecture, nnx.Rngs(0)).hidden(random_tokens()))()
+        assert 0.5 < float(jnp.std(hidden)) < 2.0
+        assert float(jnp.abs(hidden).max()) < 10
+
+
+def test_too_long_a_text_and_unknown_tokens_do_not_pass_unseen() -> None:
+    decoder = Decoder.from_weights(GPT2, random_weights(GPT2))
+    with pytest.raises(ValueError, match="40 tokens exceed the 32 learned positions"):
+        decoder(random_tokens(1, 40))
+    assert np.isnan(decoder(jnp.array([[1, SIZES["vocabulary"]]]))[0, 1]).all()
