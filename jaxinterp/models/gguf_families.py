@@ -81,7 +81,7 @@ def _decoder(settings: _Settings, model_type: str, architecture: str) -> dict[st
                 f"{settings.path} says '{settings.architecture}.{key}' is {settings.get(key)}, but its query matrix "
                 f"makes heads of {head_dim}: such heads are not supported, use another model"
             )
-    settings.get("vocab_size")
+    settings.understood.add(f"{settings.architecture}.vocab_size")
     return {
         "model_type": model_type,
         "architectures": [architecture],
@@ -104,7 +104,8 @@ def _decoder(settings: _Settings, model_type: str, architecture: str) -> dict[st
 def _rope_scaling(settings: _Settings) -> dict[str, Any] | None:
     kind = settings.get("rope.scaling.type", "none")
     factor = settings.get("rope.scaling.factor", 1.0)
-    settings.get("rope.scaling.original_context_length"), settings.get("rope.scaling.finetuned")
+    for key in ("original_context_length", "finetuned"):
+        settings.understood.add(f"{settings.architecture}.rope.scaling.{key}")
     if settings.factors is not None:
         return _llama3_scaling(settings, settings.factors)
     if kind == "linear":
@@ -184,7 +185,7 @@ def _gemma3(settings: _Settings) -> dict[str, Any]:
 
 
 def _gpt2(settings: _Settings) -> dict[str, Any]:
-    settings.get("vocab_size"), settings.get("context_length")
+    settings.understood |= {"gpt2.vocab_size", "gpt2.context_length"}
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
