@@ -4,7 +4,8 @@ Every intermediate that has a name in `jaxinterp.axes.SITES` passes through a ta
 pass, made by `jaxinterp.models.decoder.side_inputs`:
 
 * `positions`: index of each token in its row, [batch, seq], -1 on padding;
-* `tokens`, `prompt_length`: what position selectors look at;
+* `kv_positions`: the same for the keys, [batch, kv_seq];
+* `tokens`, `prompt_length`: what position selectors look at besides;
 * `attend`: whether a query may see a key, boolean [batch, seq, kv_seq];
 * `distance`: how many slots a key lies behind a query, [seq, kv_seq].
 """
@@ -288,6 +289,8 @@ class Decoder(pz.nn.Layer):
             x = block(x, **side_inputs)
         if read is not None:
             x = x.untag(axes.SEQ)[read]
+            seen = {name: side_inputs[name].untag(axes.SEQ)[read] for name in ("tokens", "positions")}
+            side_inputs = {**side_inputs, **seen}
         x = self.final(x, **side_inputs)
         table = self.embedding.sublayers[0].table.value
         return self.logits(self.unembedding(x, tied_table=table), **side_inputs)

@@ -170,6 +170,7 @@ def side_inputs(
     return {
         "tokens": pz.nx.wrap(tokens, axes.BATCH, axes.SEQ),
         "positions": pz.nx.wrap(numbers[:, query_slots], axes.BATCH, axes.SEQ),
+        "kv_positions": pz.nx.wrap(numbers, axes.BATCH, axes.KV_SEQ),
         "prompt_length": pz.nx.wrap(prompt_length, axes.BATCH),
         "attend": pz.nx.wrap(masks.causal_mask(query_slots, key_slots, mask), axes.BATCH, axes.SEQ, axes.KV_SEQ),
         "distance": pz.nx.wrap(query_slots[:, None] - key_slots[None, :], axes.SEQ, axes.KV_SEQ),

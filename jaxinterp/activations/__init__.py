@@ -1,0 +1,1 @@
+"""Reads: forward passes, captured activations, generation."""

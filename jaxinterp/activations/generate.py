@@ -1,0 +1,278 @@
+"""Generation: a compiled loop over a key-value cache, with edits active in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from penzai import pz
+
+from jaxinterp import axes
+from jaxinterp.activations.run import Inputs, bucket, compiled_form, pad_rows, prepare
+from jaxinterp.activations.state import remember
+from jaxinterp.models.decoder import side_inputs
+from jaxinterp.models.language_model import LanguageModel
+
+_STEPS_BETWEEN_CHECKS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How the next token is drawn from logits.
+
+    Attributes:
+        temperature: 0 takes the most probable token.
+        top_k: Only so many most probable tokens.
+        top_p: Only the most probable tokens that together have this probability.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature {self.temperature} is negative")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k {self.top_k} leaves no token; it must be at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p} lies outside (0, 1]")
+
+    def draw(self, logits: jax.Array, key: jax.Array) -> jax.Array:
+        """Draws one token for each row.
+
+        Args:
+            logits: [batch, vocabulary].
+            key: A typed key.
+
+        Returns:
+            Token ids, int32 [batch].
+        """
+        if self.temperature == 0:
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        logits = logits / self.temperature
+        if self.top_k is not None:
+            least = jax.lax.top_k(logits, min(self.top_k, logits.shape[-1]))[0][:, -1:]
+            logits = jnp.where(logits < least, -jnp.inf, logits)
+        if self.top_p is not None:
+            descending = -jnp.sort(-logits, axis=-1)
+            before = jnp.cumsum(jax.nn.softmax(descending), axis=-1) - jax.nn.softmax(descending)
+            least = jnp.min(jnp.where(before < self.top_p, descending, jnp.inf), axis=-1, keepdims=True)
+            logits = jnp.where(logits < least, -jnp.inf, logits)
+        return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """Generated tokens.
+
+    Attributes:
+        tokens: New ids, int32 [batch, new]; the end token and what follows it is the end token.
+        lengths: New tokens of each row before an end token, int [batch].
+        logits: [batch, new, vocabulary] that each new token was drawn from, if asked for.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    logits: np.ndarray | None = None
+
+
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[str] | str,
+    max_new_tokens: int = 64,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: Sequence[str] = (),
+    key: jax.Array | None = None,
+) -> list[str]:
+    """Continues texts.
+
+    Edits of the model act in the prompt and in every step, at the tokens their positions say: `ji.prompt()`,
+    `ji.generated()`, `ji.steps(0, 2)`, `ji.last()` and so on.
+
+    Args:
+        model: The model, edited or not.
+        prompts: Texts, of any lengths.
+        max_new_tokens: Most tokens to add.
+        temperature: 0 for greedy decoding.
+        top_k: Draw only among so many most probable tokens.
+        top_p: Draw only among the most probable tokens that together have this probability.
+        stop: Strings at which a text ends; they are cut off.
+        key: Typed key, needed unless greedy.
+
+    Returns:
+        The new text of each prompt.
+
+    Raises:
+        ValueError: A setting is out of range, or sampling lacks a key.
+    """
+    tokenizer = model.require_tokenizer()
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+
+    def ended(tokens: np.ndarray) -> np.ndarray:
+        return np.array([any(word in tokenizer.decode(row.tolist()) for word in stop) for row in tokens])
+
+    generation = generate_tokens(
+        model,
+        texts,
+        max_new_tokens,
+        sampler=Sampler(temperature, top_k, top_p),
+        key=key,
+        ended=ended if stop else None,
+    )
+    results = []
+    for row, length in zip(generation.tokens, generation.lengths, strict=True):
+        text = tokenizer.decode(row[:length].tolist())
+        cuts = [text.index(word) for word in stop if word in text]
+        results.append(text[: min(cuts)] if cuts else text)
+    return results
+
+
+def generate_tokens(
+    model: LanguageModel,
+    inputs: Inputs,
+    max_new_tokens: int,
+    mask: Any = None,
+    *,
+    sampler: Sampler | None = None,
+    key: jax.Array | None = None,
+    ended: Any = None,
+    keep_logits: bool = False,
+) -> Generation:
+    """Continues rows of tokens.
+
+    Args:
+        model: The model, edited or not.
+        inputs: Texts, lists of token ids, or ids [batch, seq] padded on the left.
+        max_new_tokens: Most tokens to add.
+        mask: With ids [batch, seq]: which of them are tokens.
+        sampler: How tokens are drawn; by default greedily.
+        key: Typed key, needed unless greedy.
+        ended: New ids [batch, new] so far -> which rows need no more, asked every few steps.
+        keep_logits: Whether to return the logits.
+
+    Returns:
+        The generated tokens.
+
+    Raises:
+        ValueError: `max_new_tokens` is not positive, the text would not fit the learned positions, or sampling lacks
+            a key.
+    """
+    sampler = sampler or Sampler()
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if sampler.temperature and key is None:
+        raise ValueError("sampling needs a key, such as jax.random.key(0)")
+    tokens, valid = prepare(model, inputs, mask)
+    architecture = model.architecture
+    limit = architecture.context if architecture.learned_positions else None
+    if limit is not None and tokens.shape[1] + max_new_tokens > limit:
+        raise ValueError(f"{tokens.shape[1]} + {max_new_tokens} tokens exceed the {limit} learned positions")
+    tokens, valid = pad_rows(tokens, valid, len(tokens), bucket(tokens.shape[1]))
+    chunk = max_new_tokens if ended is None else min(_STEPS_BETWEEN_CHECKS, max_new_tokens)
+    state = _read_prompt(
+        compiled_form(model.body),
+        tokens,
+        valid,
+        slots=tokens.shape[1] + -(-max_new_tokens // chunk) * chunk,
+        kv_heads=architecture.kv_heads,
+        projection=architecture.projection,
+    )
+    state = dataclasses.replace(state, key=jax.random.key(0) if key is None else key)
+    stops = jnp.asarray(architecture.eos or (-1,), jnp.int32)
+    parts, kept = [], []
+    for _ in range(-(-max_new_tokens // chunk)):
+        state, new, logits = _continue(
+            compiled_form(model.body), state, stops, steps=chunk, sampler=sampler, keep_logits=keep_logits
+        )
+        parts.append(np.asarray(new))
+        kept.append(logits)
+        done = np.asarray(state.done)
+        if ended is not None:
+            done = done | ended(np.concatenate(parts, axis=1))
+        if done.all():
+            break
+    ids = np.concatenate(parts, axis=1)[:, :max_new_tokens]
+    is_end = np.isin(ids, np.asarray(stops))
+    lengths = np.where(is_end.any(axis=1), is_end.argmax(axis=1), ids.shape[1])
+    values = np.concatenate([np.asarray(part) for part in kept], axis=1)[:, :max_new_tokens] if keep_logits else None
+    return Generation(ids, lengths, values)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["memory", "mask", "prompt_length", "logits", "filled", "done", "key"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """Between two steps: keys and values, filled slots, and the logits the next token is drawn from."""
+
+    memory: tuple[Any, ...]
+    mask: jax.Array
+    prompt_length: jax.Array
+    logits: jax.Array
+    filled: jax.Array
+    done: jax.Array
+    key: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("slots", "kv_heads", "projection"))
+def _read_prompt(
+    body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, *, slots: int, kv_heads: int, projection: int
+) -> _State:
+    batch, seq = tokens.shape
+    sizes = {axes.BATCH: batch, axes.SEQ: slots, axes.KV_HEAD: kv_heads, axes.PROJECTION: projection}
+    dtype = jax.tree_util.tree_leaves(body.blocks)[0].dtype
+    reading, variables = pz.unbind_state_vars(remember(body, pz.nx.zeros(sizes, dtype), prompt=True))
+    inputs = side_inputs(tokens, mask)
+    inputs["read"] = pz.nx.wrap(jnp.full(batch, seq - 1), axes.BATCH)
+    frozen = [variable.freeze() for variable in variables]
+    output, memory = reading.stateless_call(frozen, pz.nx.wrap(tokens, axes.BATCH, axes.SEQ), start=0, **inputs)
+    return _State(
+        memory=memory,
+        mask=jnp.pad(mask, ((0, 0), (0, slots - seq))),
+        prompt_length=mask.sum(axis=1, dtype=jnp.int32),
+        logits=output.unwrap(axes.BATCH, axes.VOCABULARY),
+        filled=jnp.asarray(seq, jnp.int32),
+        done=jnp.zeros(batch, bool),
+        key=jax.random.key(0),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "sampler", "keep_logits"), donate_argnames=("state",))
+def _continue(
+    body: pz.nn.Layer, state: _State, stops: jax.Array, *, steps: int, sampler: Sampler, keep_logits: bool
+) -> tuple[_State, jax.Array, jax.Array | None]:
+    stepping, _ = pz.unbind_state_vars(remember(body, state.memory[0].value, prompt=False))
+
+    def step(state: _State, _: None) -> tuple[_State, tuple[jax.Array, jax.Array | None]]:
+        key, draw = jax.random.split(state.key)
+        token = jnp.where(state.done, stops[0], sampler.draw(state.logits, draw))
+        done = state.done | jnp.isin(token, stops)
+        mask = state.mask.at[:, state.filled].set(True)
+        inputs = side_inputs(token[:, None], mask, state.prompt_length, start=state.filled)
+        named = pz.nx.wrap(token[:, None], axes.BATCH, axes.SEQ)
+        output, memory = stepping.stateless_call(state.memory, named, start=state.filled, **inputs)
+        memory = pz.nx.order_like(memory, state.memory)
+        new = _State(
+            memory=memory,
+            mask=mask,
+            prompt_length=state.prompt_length,
+            logits=output.unwrap(axes.BATCH, axes.SEQ, axes.VOCABULARY)[:, 0],
+            filled=state.filled + 1,
+            done=done,
+            key=key,
+        )
+        return new, (token, state.logits if keep_logits else None)
+
+    state, (tokens, logits) = jax.lax.scan(step, state, None, length=steps)
+    return state, tokens.T, None if logits is None else logits.swapaxes(0, 1)

@@ -1,0 +1,198 @@
+"""One forward pass: texts or token ids in, logits and activations out."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from penzai import pz
+
+from jaxinterp import axes
+from jaxinterp.activations.state import capture
+from jaxinterp.interventions.edit import Edit
+from jaxinterp.models.decoder import side_inputs
+from jaxinterp.models.language_model import LanguageModel, check_tokens
+from jaxinterp.sites.cache import Cache
+from jaxinterp.sites.selectors import Site
+from jaxinterp.sites.taps import Address, align_edits
+
+Readout = Literal["all", "last"] | None
+Inputs = Sequence[str] | str | Sequence[Sequence[int]] | np.ndarray | jax.Array
+
+MEMORY_LIMIT = 8 * 2**30
+"""Bytes of captured activations beyond which `run` refuses."""
+
+
+def run(
+    model: LanguageModel,
+    inputs: Inputs,
+    mask: Any = None,
+    *,
+    sites: Sequence[Site] | Site = (),
+    logits: Readout = "all",
+    batch_size: int | None = None,
+) -> tuple[np.ndarray | None, Cache]:
+    """Runs a model and reads what passes its taps.
+
+    Rows are padded on the left to equal length and each length bucket is compiled once; other edit numbers,
+    other heads or another edited layer compile nothing new.
+
+    Args:
+        model: The model, edited or not.
+        inputs: Texts, lists of token ids, or ids [batch, seq].
+        mask: With ids [batch, seq]: which of them are tokens rather than padding on the left.
+        sites: What to read. Reads see edits made at the same tap.
+        logits: `"all"`, `"last"` (only each row's last token, much cheaper with a large vocabulary), or `None`.
+        batch_size: Rows per forward pass; by default all at once.
+
+    Returns:
+        Logits, float32 [batch, seq, vocabulary], [batch, vocabulary] or `None`; and the cache, `cache[site, layer]`.
+
+    Raises:
+        ValueError: A site does not exist, the inputs are no tokens, or the activations asked for exceed the
+            memory limit.
+    """
+    if logits not in ("all", "last", None):
+        raise ValueError(f"logits must be 'all', 'last' or None, not {logits!r}")
+    tokens, valid = prepare(model, inputs, mask)
+    chosen = (sites,) if isinstance(sites, Site) else tuple(sites)
+    body = compiled_form(model.body)
+    rows, seq = tokens.shape
+    step = rows if batch_size is None else min(max(1, batch_size), rows)
+    _refuse_too_much(model, chosen, rows, seq)
+    padded = bucket(seq, model.architecture.context if model.architecture.learned_positions else None)
+    outputs: list[tuple[np.ndarray | None, dict[Address, np.ndarray]]] = []
+    for first in range(0, rows, step):
+        part, part_valid = tokens[first : first + step], valid[first : first + step]
+        count = len(part)
+        part, part_valid = pad_rows(part, part_valid, step, padded)
+        values, saved = _forward(body, part, part_valid, sites=chosen, logits=logits)
+        outputs.append((_trim(values, count, logits, seq), {at: _crop(at, x, count, seq) for at, x in saved.items()}))
+    arrays = {at: np.concatenate([saved[at] for _, saved in outputs]) for at in outputs[0][1]}
+    values = None if logits is None else np.concatenate([part for part, _ in outputs if part is not None])
+    return values, Cache(arrays, tokens, valid)
+
+
+def prepare(model: LanguageModel, inputs: Inputs, mask: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """Turns texts or ids into one left-padded batch.
+
+    Args:
+        model: The model whose tokenizer and vocabulary count.
+        inputs: Texts, lists of token ids, or ids [batch, seq].
+        mask: See `run`.
+
+    Returns:
+        Token ids, int32 [batch, seq], and mask, boolean [batch, seq].
+
+    Raises:
+        ValueError: The inputs are no texts or ids of this model, or a mask with padding on the right.
+    """
+    if isinstance(inputs, str):
+        inputs = [inputs]
+    if len(inputs) == 0:
+        raise ValueError("there are no inputs; pass at least one text or row of token ids")
+    if all(isinstance(row, str) for row in inputs):
+        return model.require_tokenizer().batch([str(row) for row in inputs])
+    if isinstance(inputs, np.ndarray | jax.Array):
+        tokens, valid = check_tokens(model, np.asarray(inputs), mask)
+    else:
+        width = max(len(row) for row in inputs)
+        table = np.zeros((len(inputs), width), np.int64)
+        filled = np.zeros((len(inputs), width), bool)
+        for number, row in enumerate(inputs):
+            table[number, width - len(row) :] = row
+            filled[number, width - len(row) :] = True
+        tokens, valid = check_tokens(model, table, filled)
+    if not valid[:, -1].all() or (np.diff(valid.astype(np.int8), axis=1) < 0).any():
+        raise ValueError("padding must stand on the left, and every row needs at least one token")
+    return tokens, valid
+
+
+def compiled_form(body: pz.nn.Layer) -> pz.nn.Layer:
+    """The tree as it is compiled: edits at one layer of a site become neutral ones at its other layers."""
+    return align_edits(body, lambda edit: edit.neutral() if isinstance(edit, Edit) else None)
+
+
+def bucket(length: int, most: int | None = None) -> int:
+    """The padded length that a text of some length is compiled for.
+
+    Examples:
+        >>> [bucket(length) for length in (1, 16, 17, 128, 129, 300)]
+        [16, 16, 32, 128, 192, 320]
+    """
+    unit = 16 if length <= 128 else 64
+    padded = math.ceil(length / unit) * unit
+    return padded if most is None else max(length, min(padded, most))
+
+
+def pad_rows(tokens: np.ndarray, mask: np.ndarray, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pads a batch with copies of its first row, and every row on the left."""
+    missing = ((0, rows - len(tokens)), (0, 0))
+    tokens, mask = np.pad(tokens, missing, mode="edge"), np.pad(mask, missing, mode="edge")
+    left = ((0, 0), (length - tokens.shape[1], 0))
+    return np.pad(tokens, left), np.pad(mask, left)
+
+
+@functools.partial(jax.jit, static_argnames=("sites", "logits"))
+def _forward(
+    body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, *, sites: tuple[Site, ...], logits: Readout
+) -> tuple[jax.Array | None, dict[Address, jax.Array]]:
+    reading, variables = pz.unbind_state_vars(capture(body, sites))
+    inputs = side_inputs(tokens, mask)
+    if logits == "last" and not _reads_readout(sites):
+        inputs["read"] = pz.nx.wrap(jnp.full(len(tokens), tokens.shape[1] - 1), axes.BATCH)
+    frozen = [variable.freeze() for variable in variables]
+    output, states = reading.stateless_call(frozen, pz.nx.wrap(tokens, axes.BATCH, axes.SEQ), **inputs)
+    saved = {state.label: state.value.unwrap(*axes.SITES[state.label[0]][0]) for state in states}
+    if logits is None:
+        return None, saved
+    if axes.SEQ not in output.named_shape:
+        return output.unwrap(axes.BATCH, axes.VOCABULARY), saved
+    values = output.unwrap(axes.BATCH, axes.SEQ, axes.VOCABULARY)
+    return (values[:, -1] if logits == "last" else values), saved
+
+
+def _reads_readout(sites: tuple[Site, ...]) -> bool:
+    return any(site.name in ("ln_final", "logits") for site in sites)
+
+
+def _trim(values: jax.Array | None, count: int, logits: Readout, seq: int) -> np.ndarray | None:
+    if values is None:
+        return None
+    return np.asarray(values)[:count] if logits == "last" else np.asarray(values)[:count, -seq:]
+
+
+def _crop(address: Address, array: jax.Array, count: int, seq: int) -> np.ndarray:
+    names = axes.SITES[address[0]][0]
+    cut = tuple(slice(-seq, None) if name in (axes.SEQ, axes.KV_SEQ) else slice(None) for name in names[1:])
+    return np.asarray(array)[(slice(count), *cut)]
+
+
+def _refuse_too_much(model: LanguageModel, sites: tuple[Site, ...], rows: int, seq: int) -> None:
+    architecture = model.architecture
+    sizes = {
+        axes.BATCH: rows,
+        axes.SEQ: seq,
+        axes.KV_SEQ: seq,
+        axes.EMBEDDING: architecture.embedding,
+        axes.HEAD: architecture.heads,
+        axes.KV_HEAD: architecture.kv_heads,
+        axes.PROJECTION: architecture.projection,
+        axes.NEURONS: architecture.neurons,
+        axes.VOCABULARY: architecture.vocabulary,
+    }
+    total = 0
+    for site in sites:
+        part = {**sizes, site.axis: len(site.indices)} if site.axis else sizes
+        each = math.prod(part[name] for name in axes.SITES[site.name][0])
+        total += 4 * each * len(site.addresses(model.body))
+    if total > MEMORY_LIMIT:
+        raise ValueError(
+            f"reading {', '.join(map(str, sites))} would take {total / 2**30:.1f} GiB, more than the limit of "
+            f"{MEMORY_LIMIT / 2**30:.0f} GiB; read fewer layers or run fewer texts at a time"
+        )
