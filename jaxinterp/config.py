@@ -52,16 +52,16 @@ def load_config(cls: type[Settings], mapping: Mapping[str, Any] | None, where: s
 
 
 def schema(cls: type) -> dict[str, Any]:
-    """The JSON schema of a dataclass: types, defaults, no other keys, and its docstring's text for each key.
+    """The JSON schema of a dataclass: types, defaults, no other keys, and the docstring of each key.
 
     Args:
-        cls: A dataclass with a Google-style docstring.
+        cls: A dataclass whose attributes are documented, in its docstring or below each.
 
     Returns:
         A schema document that stands alone.
     """
     document = pydantic.TypeAdapter(cls).json_schema()
-    summary = docstring_parser.parse(cls.__doc__ or "")
+    summary = docstring_parser.parse_from_object(cls)
     if summary.short_description:
         document["description"] = summary.short_description
     for entry in summary.params:

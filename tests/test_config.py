@@ -33,6 +33,7 @@ class Config:
     layers: tuple[int, ...] = (1, 2)
     method: Literal["zero", "mean"] = "zero"
     scale: float = 1.0
+    """In units of the norm."""
     split: Split = Split()
     seed: int = 0
 
@@ -85,6 +86,7 @@ def test_schema_stands_alone_and_agrees_with_load_config():
     assert not validator.is_valid({"seed": "3"})
     assert document["properties"]["layers"]["description"] == "Which layers to read, counted from 0 over two lines."
     assert document["properties"]["scale"]["default"] == 1.0
+    assert document["properties"]["scale"]["description"] == "In units of the norm."
 
 
 def test_keys_are_checked_inside_lists_and_mappings():

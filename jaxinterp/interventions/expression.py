@@ -35,8 +35,8 @@ _WORDS: dict[str, Callable[..., Any]] = {
 def apply_edit(model: LanguageModel, text: str) -> LanguageModel:
     """Applies an edit written as a call without the model, such as `ablate(head(4, 5), method="zero")`.
 
-    Only the edits `ablate`, `steer` and `project`, selectors, positions, literals and `array(path, name)`, an array of a
-    safetensors file, can stand in it; nothing else is evaluated.
+    Only the edits `ablate`, `steer` and `project`, selectors, positions, literals and `array(path, name)`, an array of
+    a safetensors file, can stand in it; nothing else is evaluated.
 
     Args:
         model: The model; it stays as it is.

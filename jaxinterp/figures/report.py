@@ -1,0 +1,121 @@
+"""The report: everything that a run of the workflow made, as one page that needs no other file and no network."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import docutils.core
+import jinja2
+from markupsafe import Markup
+
+from jaxinterp import artefacts
+
+_ROWS_SHOWN = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What one experiment left behind.
+
+    Attributes:
+        name: The experiment.
+        caption: Its caption, as HTML.
+        claims: The list of `check.json`.
+        figure: Its figure, as a data URI.
+        table: Rows shown, as text.
+        columns: Column names, each with whether it holds numbers.
+        rows: How many rows the table has.
+        csv: The whole table, as a data URI.
+        provenance: Where the table came from.
+    """
+
+    name: str
+    caption: Markup
+    claims: list[dict[str, Any]]
+    figure: str
+    table: list[list[str]]
+    columns: list[tuple[str, bool]]
+    rows: int
+    csv: str
+    provenance: dict[str, Any]
+
+    @property
+    def met(self) -> int:
+        """How many claims are met."""
+        return sum(claim["met"] for claim in self.claims)
+
+
+def render(results: str | Path, experiments: Sequence[str], captions: str | Path) -> str:
+    """Gathers figures, claims, tables, captions, model pages and provenance into one HTML document.
+
+    Args:
+        results: The folder with `models/` and one folder per experiment.
+        experiments: Experiments in the order in which they are shown.
+        captions: The folder of captions: `workflow.rst`, and one `.rst` per experiment.
+
+    Returns:
+        The document.
+
+    Raises:
+        ValueError: If an artefact is missing or damaged.
+    """
+    results, captions = Path(results), Path(captions)
+    stages = [_stage(results / name, captions / f"{name}.rst") for name in experiments]
+    models = [_model(record) for record in sorted((results / "models").glob("*/source.json"))]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["number"] = _number
+    template = environment.from_string((resources.files(__package__) / "report.html.jinja").read_text(encoding="utf-8"))
+    return template.render(introduction=_html(captions / "workflow.rst"), stages=stages, models=models)
+
+
+def _stage(folder: Path, caption: Path) -> Stage:
+    table, provenance = artefacts.read_table(folder / "table.parquet")
+    return Stage(
+        name=folder.name,
+        caption=_html(caption),
+        claims=artefacts.read_json(folder / "check.json"),
+        figure=_data_uri(folder / "figure.svg", "image/svg+xml"),
+        table=[[_cell(value) for value in row] for row in table.head(_ROWS_SHOWN).iter_rows()],
+        columns=[(name, kind.is_numeric()) for name, kind in table.schema.items()],
+        rows=table.height,
+        csv=_data_uri(folder / "table.csv", "text/csv"),
+        provenance=provenance,
+    )
+
+
+def _model(path: Path) -> dict[str, Any]:
+    """A model's record, and its pages as text that can stand inside a script element."""
+    pages = sorted(path.parent.glob("*.html"))
+    texts = {page.stem: page.read_text(encoding="utf-8") for page in pages}
+    escaped = {name: Markup(json.dumps(text).replace("<", "\\u003c")) for name, text in texts.items()}  # noqa: S704
+    return {"name": path.parent.name, "pages": escaped, **artefacts.read_json(path)}
+
+
+def _html(caption: Path) -> Markup:
+    if not caption.is_file():
+        raise ValueError(f"{caption}: there is no such caption; write what the figure shows and what the paper found.")
+    settings = {"initial_header_level": 3, "halt_level": 3, "report_level": 3, "file_insertion_enabled": False}
+    parts = docutils.core.publish_parts(
+        caption.read_text(encoding="utf-8"), writer="html5", settings_overrides={**settings, "raw_enabled": False}
+    )
+    return Markup(parts["body"])  # noqa: S704
+
+
+def _data_uri(path: Path, kind: str) -> str:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; run the workflow to its end first.")
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _cell(value: Any) -> str:
+    return _number(value) if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
