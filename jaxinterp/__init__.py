@@ -11,6 +11,7 @@ Examples:
 
 from jaxinterp.activations.generate import Generation, Sampler, generate, generate_tokens
 from jaxinterp.activations.run import run
+from jaxinterp.activations.sweep import Cell, grid, log_prob, logit_diff, sweep
 from jaxinterp.interventions.ablate import ablate
 from jaxinterp.interventions.patch import patch
 from jaxinterp.interventions.project import project

@@ -73,8 +73,8 @@ def run(
         part, part_valid = pad_rows(part, part_valid, step, padded)
         values, saved = _forward(body, part, part_valid, sites=chosen, logits=logits)
         outputs.append((_trim(values, count, logits, seq), {at: _crop(at, x, count, seq) for at, x in saved.items()}))
-    arrays = {at: np.concatenate([saved[at] for _, saved in outputs]) for at in outputs[0][1]}
-    values = None if logits is None else np.concatenate([part for part, _ in outputs if part is not None])
+    arrays = {at: _join([saved[at] for _, saved in outputs]) for at in outputs[0][1]}
+    values = None if logits is None else _join([part for part, _ in outputs if part is not None])
     return values, Cache(arrays, tokens, valid)
 
 
@@ -171,6 +171,10 @@ def _crop(address: Address, array: jax.Array, count: int, seq: int) -> np.ndarra
     names = axes.SITES[address[0]][0]
     cut = tuple(slice(-seq, None) if name in (axes.SEQ, axes.KV_SEQ) else slice(None) for name in names[1:])
     return np.asarray(array)[(slice(count), *cut)]
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _refuse_too_much(model: LanguageModel, sites: tuple[Site, ...], rows: int, seq: int) -> None:
