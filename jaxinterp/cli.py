@@ -260,6 +260,7 @@ def report(
     /,
     *,
     results: Path,
+    models: Path,
     captions: Path,
     output: Path,
 ) -> None:
@@ -267,14 +268,15 @@ def report(
 
     Args:
         experiments: Experiments to show, in this order.
-        results: The folder that holds models/ and one folder per experiment.
+        results: The folder with one folder per experiment, and the pages of each model under models/.
+        models: The folder of fetched models, each with its source.json.
         captions: The folder of captions: workflow.rst, and one .rst per experiment.
         output: The HTML page to write; it needs no other file and no network.
     """
     from jaxinterp import artefacts
     from jaxinterp.figures import report as pages
 
-    artefacts.write_text(pages.render(results, experiments, captions), output)
+    artefacts.write_text(pages.render(results, models, experiments, captions), output)
     _say(f"open {output} in a browser")
 
 

@@ -53,7 +53,8 @@ def find(name: str) -> ModuleType:
 def code_digest(module: str, root: Path | None = None) -> str:
     """A short hash of a module's source and of all it imports from this package, found without importing it.
 
-    A workflow that keeps it among a rule's parameters runs the rule again exactly when code that the rule calls changed.
+    A workflow that keeps it among a rule's parameters runs the rule again when code that the rule calls has changed,
+    and not when other code has.
 
     Args:
         module: Dotted name, such as `"jaxinterp.experiments.probing"`.

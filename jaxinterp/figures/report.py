@@ -51,11 +51,12 @@ class Stage:
         return sum(claim["met"] for claim in self.claims)
 
 
-def render(results: str | Path, experiments: Sequence[str], captions: str | Path) -> str:
+def render(results: str | Path, models: str | Path, experiments: Sequence[str], captions: str | Path) -> str:
     """Gathers figures, claims, tables, captions, model pages and provenance into one HTML document.
 
     Args:
-        results: The folder with `models/` and one folder per experiment.
+        results: The folder with one folder per experiment, and the pages of each model under `models/`.
+        models: The folder of fetched models, each with its `source.json`.
         experiments: Experiments in the order in which they are shown.
         captions: The folder of captions: `workflow.rst`, and one `.rst` per experiment.
 
@@ -67,11 +68,11 @@ def render(results: str | Path, experiments: Sequence[str], captions: str | Path
     """
     results, captions = Path(results), Path(captions)
     stages = [_stage(results / name, captions / f"{name}.rst") for name in experiments]
-    models = [_model(record) for record in sorted((results / "models").glob("*/source.json"))]
+    records = [_model(path, results / "models") for path in sorted(Path(models).glob("*/source.json"))]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["number"] = _number
     template = environment.from_string((resources.files(__package__) / "report.html.jinja").read_text(encoding="utf-8"))
-    return template.render(introduction=_html(captions / "workflow.rst"), stages=stages, models=models)
+    return template.render(introduction=_html(captions / "workflow.rst"), stages=stages, models=records)
 
 
 def _stage(folder: Path, caption: Path) -> Stage:
@@ -89,10 +90,10 @@ def _stage(folder: Path, caption: Path) -> Stage:
     )
 
 
-def _model(path: Path) -> dict[str, Any]:
+def _model(path: Path, pages: Path) -> dict[str, Any]:
     """A model's record, and its pages as text that can stand inside a script element."""
-    pages = sorted(path.parent.glob("*.html"))
-    texts = {page.stem: page.read_text(encoding="utf-8") for page in pages}
+    found = sorted((pages / path.parent.name).glob("*.html"), reverse=True)
+    texts = {page.stem: page.read_text(encoding="utf-8") for page in found}
     escaped = {name: Markup(json.dumps(text).replace("<", "\\u003c")) for name, text in texts.items()}  # noqa: S704
     return {"name": path.parent.name, "pages": escaped, **artefacts.read_json(path)}
 

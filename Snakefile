@@ -1,0 +1,41 @@
+# From fetched weights to one report:
+#   snakemake --profile workflows/profiles/local
+#   snakemake --profile workflows/profiles/local probing                      one experiment alone
+#   snakemake --profile workflows/profiles/local --configfile mine.yaml       other models or settings
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: workflow.source_path("workflows/config/default.yaml")
+
+
+# Used with --software-deployment-method apptainer only; containers/README.md says how to build it.
+container: "containers/jaxinterp-cpu.sif"
+
+
+report: "workflows/report/workflow.rst"
+
+
+include: "workflows/rules/common.smk"
+include: "workflows/rules/models.smk"
+include: "workflows/rules/stages.smk"
+include: "workflows/experiments/alignment.smk"
+include: "workflows/experiments/steering.smk"
+include: "workflows/experiments/probing.smk"
+include: "workflows/experiments/ablation.smk"
+
+
+refuse_unknown_sections()
+
+
+rule all:
+    default_target: True
+    input:
+        rules.alignment.input,
+        rules.steering.input,
+        rules.probing.input,
+        rules.ablation.input,
+        rules.models.input,
+        page="<results>/report.html",
+    localrule: True

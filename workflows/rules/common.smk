@@ -1,0 +1,56 @@
+import json
+from pathlib import Path
+
+from snakemake.utils import validate
+
+from jaxinterp.config import refuse_unknown_keys
+from jaxinterp.experiments import code_digest
+
+ROOT = Path(workflow.basedir)
+SECTIONS = ["models", "edited"]
+
+
+def read_section(name):
+    """Checks an experiment's section of the config before any job runs, and fills in the defaults."""
+    SECTIONS.append(name)
+    path = ROOT / "workflows" / "schemas" / f"{name}.schema.json"
+    schema = json.loads(path.read_text())
+    shape = {"properties": {"models": {}, "config": schema}, "additionalProperties": False}
+    refuse_unknown_keys(config[name], {**shape, "$defs": schema.get("$defs", {})}, name)
+    for role, model in config[name]["models"].items():
+        if model not in config["models"]:
+            known = ", ".join(config["models"])
+            raise ValueError(f"{name}.models.{role}: there is no model '{model}' under models; there are: {known}.")
+    validate(config[name]["config"], schema=str(path))
+    return config[name]
+
+
+def refuse_unknown_sections():
+    refuse_unknown_keys(config, {"properties": dict.fromkeys(SECTIONS, {}), "additionalProperties": False}, "config")
+
+
+def stages():
+    """The experiments included, in order."""
+    return SECTIONS[2:]
+
+
+def caption(name):
+    return str(ROOT / "workflows" / "report" / f"{name}.rst")
+
+
+def as_json(settings):
+    return json.dumps(settings, sort_keys=True)
+
+
+def model_records(name):
+    """The files that say what each model of an experiment is, by role."""
+    return {role: f"<resources>/models/{model}/source.json" for role, model in config[name]["models"].items()}
+
+
+def model_flags(name):
+    """What goes behind --model: ROLE=RECORD for each role."""
+    return lambda wildcards, input: [f"{role}={input[role]}" for role in config[name]["models"]]
+
+
+wildcard_constraints:
+    model="|".join(config["models"]),

@@ -1,0 +1,72 @@
+refuse_unknown_keys(
+    config["edited"], {"properties": {"model": {}, "edit": {}}, "additionalProperties": False}, "edited"
+)
+
+
+rule models:
+    input:
+        expand("<results>/models/{model}/tree.html", model=config["models"]),
+        f"<results>/models/{config['edited']['model']}/edited.html",
+    localrule: True
+
+
+rule fetch_model:
+    output:
+        record="<resources>/models/{model}/source.json",
+    log:
+        "<logs>/models/{model}.fetch.log",
+    retries: 2
+    threads: 1
+    resources:
+        mem="1GB",
+        runtime="30m",
+    params:
+        source=lambda wildcards: config["models"][wildcards.model],
+        folder=subpath(output.record, parent=True),
+    shell:
+        "jaxinterp fetch {params.source:q} --output {params.folder:q} 2>&1 | tee {log:q}"
+
+
+rule draw_model:
+    input:
+        model="<resources>/models/{model}/source.json",
+    output:
+        page=report(
+            "<results>/models/{model}/tree.html",
+            caption="../report/models.rst",
+            category="models",
+            labels={"model": "{model}", "page": "tree"},
+        ),
+    log:
+        "<logs>/models/{model}.tree.log",
+    threads: 2
+    resources:
+        mem="4GB",
+        runtime="10m",
+    params:
+        code=code_digest("jaxinterp.analysis.pages"),
+    shell:
+        "jaxinterp inspect {input.model:q} --out {output.page:q} 2>&1 | tee {log:q}"
+
+
+rule draw_edited_model:
+    input:
+        model="<resources>/models/{model}/source.json",
+    output:
+        page=report(
+            "<results>/models/{model}/edited.html",
+            caption="../report/models.rst",
+            category="models",
+            labels={"model": "{model}", "page": "edited"},
+        ),
+    log:
+        "<logs>/models/{model}.edited.log",
+    threads: 2
+    resources:
+        mem="4GB",
+        runtime="10m",
+    params:
+        edit=config["edited"]["edit"],
+        code=code_digest("jaxinterp.analysis.pages"),
+    shell:
+        "jaxinterp inspect {input.model:q} --edit {params.edit:q} --out {output.page:q} 2>&1 | tee {log:q}"
