@@ -259,6 +259,8 @@ class GgufCheckpoint:
         heads = self._interleaved_heads(name)
         out = np.empty(self.shape(key), np.float32)
         rows = out.T if self._transposed(key) else out
+        if heads and rows.shape[0] % (2 * heads):
+            raise ValueError(f"{self.path}: tensor {name!r} has {rows.shape[0]} rows for {heads} heads: fetch it again")
         for start, block in self.file.rows(name, step=rows.shape[0] // heads if heads else None):
             if heads:
                 block = block.reshape(-1, 2, *block.shape[1:]).swapaxes(0, 1).reshape(block.shape)

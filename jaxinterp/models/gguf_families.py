@@ -63,6 +63,15 @@ class _Settings:
             raise ValueError(f"{self.path} lacks the tensor {tensor!r}: convert the model again")
         return self.shapes[tensor][0]
 
+    def layers(self) -> int:
+        present = {name.split(".")[1] for name in self.shapes if name.startswith("blk.")}
+        if self["block_count"] != len(present):
+            raise ValueError(
+                f"{self.path} says '{self.architecture}.block_count' is {self['block_count']}, but it has "
+                f"{len(present)} blocks: fetch it again"
+            )
+        return len(present)
+
     def tokens(self) -> dict[str, Any]:
         """Special token ids; the end of a turn, where it differs, also ends a text."""
         ids = {name: self.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "padding")}
@@ -73,8 +82,12 @@ class _Settings:
 
 def _decoder(settings: _Settings, model_type: str, architecture: str) -> dict[str, Any]:
     """What every family with rotary positions and a gated MLP has."""
-    heads = settings["attention.head_count"]
-    head_dim = settings.rows("blk.0.attn_q.weight") // heads
+    heads, rows = settings["attention.head_count"], settings.rows("blk.0.attn_q.weight")
+    if heads <= 0 or rows % heads:
+        raise ValueError(
+            f"{settings.path} says it has {heads} heads, but its query matrix has {rows} rows: fetch it again"
+        )
+    head_dim = rows // heads
     for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
         if settings.get(key, head_dim) != head_dim:
             raise ValueError(
@@ -88,7 +101,7 @@ def _decoder(settings: _Settings, model_type: str, architecture: str) -> dict[st
         "vocab_size": settings.rows("token_embd.weight"),
         "hidden_size": settings["embedding_length"],
         "intermediate_size": settings["feed_forward_length"],
-        "num_hidden_layers": settings["block_count"],
+        "num_hidden_layers": settings.layers(),
         "num_attention_heads": heads,
         "num_key_value_heads": settings.get("attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -192,7 +205,7 @@ def _gpt2(settings: _Settings) -> dict[str, Any]:
         "vocab_size": settings.rows("token_embd.weight"),
         "n_positions": settings.rows("position_embd.weight"),
         "n_embd": settings["embedding_length"],
-        "n_layer": settings["block_count"],
+        "n_layer": settings.layers(),
         "n_head": settings["attention.head_count"],
         "n_inner": settings["feed_forward_length"],
         "layer_norm_epsilon": settings["attention.layer_norm_epsilon"],
