@@ -9,7 +9,7 @@ import jax.numpy as jnp
 def causal_mask(
     query_slots: jax.Array, key_slots: jax.Array, key_valid: jax.Array, window: int | jax.Array | None = None
 ) -> jax.Array:
-    """Let each query see the valid keys up to itself, at most `window` of the latest slots.
+    """Lets each query see the valid keys up to itself, at most `window` of the latest slots.
 
     The query in slot `i` sees the key in slot `j` when `i - window < j <= i` and the key is valid. Slots count from
     the left of the padded batch; with left padding their differences are those of the positions in the text. Queries
@@ -24,7 +24,7 @@ def causal_mask(
     Returns:
         Booleans `[batch, seq, kv_seq]`.
 
-    Example:
+    Examples:
         >>> causal_mask(jnp.arange(3), jnp.arange(3), jnp.ones((1, 3), bool), 2)[0].astype(int).tolist()
         [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
@@ -36,7 +36,7 @@ def causal_mask(
 
 
 def positions_in_text(mask: jax.Array) -> jax.Array:
-    """Number the tokens of each text from 0, skipping padding.
+    """Numbers the tokens of each text from 0, skipping padding.
 
     Args:
         mask: Whether a slot holds a token, `[..., seq]`.
@@ -44,7 +44,7 @@ def positions_in_text(mask: jax.Array) -> jax.Array:
     Returns:
         int32 positions `[..., seq]`; padding on the left is at 0.
 
-    Example:
+    Examples:
         >>> positions_in_text(jnp.array([False, False, True, True])).tolist()
         [0, 0, 0, 1]
     """

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxinterp.models.architecture import Activation, Architecture
+from jaxinterp.models.architecture import Architecture
+from jaxinterp.models.blocks import ACTIVATIONS
 from jaxinterp.models.masks import causal_mask, positions_in_text
 from jaxinterp.models.rotary import frequencies, rotate
-
-ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-}
 
 _BLOCK = "blocks.{layer}.{name}"
 _STACKED = "blocks.*."
@@ -36,7 +31,7 @@ class Decoder(nnx.Module):
             `[layer, ...canonical axes]`.
         remat: Whether a gradient recomputes each block instead of keeping its activations.
 
-    Example:
+    Examples:
         >>> sizes = dict(vocabulary=11, embedding=8, layers=2, heads=2, kv_heads=1, projection=4, neurons=16)
         >>> architecture = Architecture(family="gpt2", context=32, **sizes)
         >>> decoder = Decoder(architecture, nnx.Rngs(0))
@@ -51,7 +46,7 @@ class Decoder(nnx.Module):
         dtype: jax.typing.DTypeLike = jnp.float32,
         remat: bool = False,
     ) -> None:
-        """Draw random weights.
+        """Draws random weights.
 
         Args:
             architecture: What the decoder is made of.
@@ -74,7 +69,7 @@ class Decoder(nnx.Module):
         dtype: jax.typing.DTypeLike = jnp.float32,
         remat: bool = False,
     ) -> Decoder:
-        """Make a decoder of given weights.
+        """Makes a decoder of given weights.
 
         Args:
             architecture: What the decoder is made of.
@@ -144,7 +139,8 @@ class Decoder(nnx.Module):
             seen = visible & (distance < layer["window"]) if "window" in layer else visible
             return _block(architecture, layer, x, positions, seen), None
 
-        layers = {name: weight[...] for name, weight in self.blocks.items()} | _layer_constants(architecture)
+        layers: dict[str, Any] = {name: weight[...] for name, weight in self.blocks.items()}
+        layers |= _layer_constants(architecture)
         x, _ = jax.lax.scan(jax.checkpoint(step) if self.remat else step, x, layers)
         return _norm(architecture, {name: weight[...] for name, weight in self.table.items()}, "ln_final", x)
 

@@ -23,7 +23,7 @@ def frequencies(rope: Rope) -> np.ndarray:
     Returns:
         Frequencies in radians per position, float32 `[rotary // 2]`, fastest first.
 
-    Example:
+    Examples:
         >>> frequencies(Rope(theta=100.0, rotary=4)).tolist()
         [1.0, 0.10000000149011612]
     """
@@ -50,7 +50,7 @@ def _llama3(turns: np.ndarray, rope: Rope) -> np.ndarray:
 
 
 def rotate(x: jax.Array, positions: jax.Array, frequencies: jax.Array | np.ndarray) -> jax.Array:
-    r"""Turn the first dimensions of every vector by angles proportional to its position.
+    r"""Turns the first dimensions of every vector by angles proportional to its position.
 
     With $h$ = `len(frequencies)` and $\phi_i$ = `positions * frequencies[i]`, dimensions $i$ and $i + h$ become
     $x_i \cos\phi_i - x_{i+h} \sin\phi_i$ and $x_{i+h} \cos\phi_i + x_i \sin\phi_i$. Dimensions from $2h$ on pass

@@ -31,10 +31,16 @@ _LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 _LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+_GEMMA: dict[str, Any] = {
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 20,
+    "sliding_window": 6,
+}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
-def tiny_configs() -> list[tuple[str, transformers.PretrainedConfig]]:
+def tiny_configs() -> list[tuple[str, transformers.PreTrainedConfig]]:
     """Configurations that between them set every switch a family has.
 
     Returns:
@@ -68,8 +74,8 @@ def tiny_configs() -> list[tuple[str, transformers.PretrainedConfig]]:
     ]
 
 
-def build(config: transformers.PretrainedConfig, seed: int = 0) -> torch.nn.Module:
-    """Make a float32 model with every parameter random, so that none can be dropped unseen.
+def build(config: transformers.PreTrainedConfig, seed: int = 0) -> transformers.PreTrainedModel:
+    """Makes a float32 model with every parameter random, so that none can be dropped unseen.
 
     Args:
         config: Its configuration.
@@ -93,8 +99,8 @@ def build(config: transformers.PretrainedConfig, seed: int = 0) -> torch.nn.Modu
     return model.eval()
 
 
-def save(model: torch.nn.Module, folder: Path) -> Path:
-    """Write a model as a Hugging Face folder with safetensors.
+def save(model: transformers.PreTrainedModel, folder: Path) -> Path:
+    """Writes a model as a Hugging Face folder with safetensors.
 
     Args:
         model: What `build` returned.
@@ -107,7 +113,7 @@ def save(model: torch.nn.Module, folder: Path) -> Path:
     return folder
 
 
-def logits(model: torch.nn.Module, tokens: Any) -> Any:
+def logits(model: transformers.PreTrainedModel, tokens: Any) -> Any:
     """Logits of unpadded texts.
 
     Args:
@@ -122,7 +128,7 @@ def logits(model: torch.nn.Module, tokens: Any) -> Any:
 
 
 def edit_config(folder: Path, remove: tuple[str, ...] = (), **values: Any) -> None:
-    """Change keys of a saved model's `config.json` in place.
+    """Changes keys of a saved model's `config.json` in place.
 
     Args:
         folder: What `save` returned.
@@ -134,63 +140,46 @@ def edit_config(folder: Path, remove: tuple[str, ...] = (), **values: Any) -> No
     path.write_text(json.dumps({key: value for key, value in config.items() if key not in remove} | values))
 
 
-def _llama(**changes: Any) -> transformers.LlamaConfig:
-    return transformers.LlamaConfig(**_SIZES | changes)
+def _config(kind: str, settings: dict[str, Any]) -> transformers.PreTrainedConfig:
+    return transformers.AutoConfig.for_model(kind, **settings)
 
 
-def _mistral(**changes: Any) -> transformers.MistralConfig:
-    return transformers.MistralConfig(**_SIZES | {"num_key_value_heads": 2} | changes)
+def _llama(**changes: Any) -> transformers.PreTrainedConfig:
+    return _config("llama", _SIZES | changes)
 
 
-def _qwen2(**changes: Any) -> transformers.Qwen2Config:
-    return transformers.Qwen2Config(**_SIZES | {"num_key_value_heads": HEADS} | changes)
+def _mistral(**changes: Any) -> transformers.PreTrainedConfig:
+    return _config("mistral", _SIZES | {"num_key_value_heads": 2} | changes)
 
 
-def _qwen3(**changes: Any) -> transformers.Qwen3Config:
-    return transformers.Qwen3Config(**_SIZES | {"num_key_value_heads": HEADS} | changes)
+def _qwen2(**changes: Any) -> transformers.PreTrainedConfig:
+    return _config("qwen2", _SIZES | {"num_key_value_heads": HEADS} | changes)
 
 
-def _gemma2(**changes: Any) -> transformers.Gemma2Config:
-    own = {
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "query_pre_attn_scalar": 20,
-        "sliding_window": 6,
-        "attn_logit_softcapping": None,
-        "final_logit_softcapping": None,
+def _qwen3(**changes: Any) -> transformers.PreTrainedConfig:
+    return _config("qwen3", _SIZES | {"num_key_value_heads": HEADS} | changes)
+
+
+def _gemma2(**changes: Any) -> transformers.PreTrainedConfig:
+    caps = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+    return _config("gemma2", _SIZES | _GEMMA | caps | changes)
+
+
+def _gemma3(global_rope: dict[str, Any] | None = None, **changes: Any) -> transformers.PreTrainedConfig:
+    ropes = {
+        _SLIDING: {"rope_type": "default", "rope_theta": 100.0},
+        _FULL: global_rope or {"rope_type": "default", "rope_theta": 1e6},
     }
-    return transformers.Gemma2Config(**_SIZES | own | changes)
+    kinds = {"layer_types": [_SLIDING, _FULL, _SLIDING], "rope_parameters": ropes}
+    return _config("gemma3_text", _SIZES | _GEMMA | kinds | changes)
 
 
-def _gemma3(global_rope: dict[str, Any] | None = None, **changes: Any) -> transformers.Gemma3TextConfig:
-    own = {
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "query_pre_attn_scalar": 20,
-        "sliding_window": 6,
-        "layer_types": [_SLIDING, _FULL, _SLIDING],
-        "rope_parameters": {
-            _SLIDING: {"rope_type": "default", "rope_theta": 100.0},
-            _FULL: global_rope or {"rope_type": "default", "rope_theta": 1e6},
-        },
-    }
-    return transformers.Gemma3TextConfig(**_SIZES | own | changes)
+def _gpt2(**changes: Any) -> transformers.PreTrainedConfig:
+    sizes = {"n_embd": EMBEDDING, "n_layer": LAYERS, "n_head": HEADS, "n_positions": CONTEXT, "vocab_size": VOCABULARY}
+    return _config("gpt2", sizes | {"bos_token_id": 0, "eos_token_id": 0} | changes)
 
 
-def _gpt2(**changes: Any) -> transformers.GPT2Config:
-    own = {
-        "n_embd": EMBEDDING,
-        "n_layer": LAYERS,
-        "n_head": HEADS,
-        "n_positions": CONTEXT,
-        "vocab_size": VOCABULARY,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    }
-    return transformers.GPT2Config(**own | changes)
-
-
-def _gpt_neox(rotary_pct: float, **changes: Any) -> transformers.GPTNeoXConfig:
+def _gpt_neox(rotary_pct: float, **changes: Any) -> transformers.PreTrainedConfig:
     rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": rotary_pct}
-    sizes = _SIZES | {"num_attention_heads": 2}  # heads of 16, so that a quarter of one still has two pairs to rotate
-    return transformers.GPTNeoXConfig(**sizes | {"rope_parameters": rope} | changes)
+    heads = {"num_attention_heads": 2}  # of 16 dimensions, so that a quarter of one still has two pairs to rotate
+    return _config("gpt_neox", _SIZES | heads | {"rope_parameters": rope} | changes)

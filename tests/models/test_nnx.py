@@ -90,12 +90,17 @@ def test_every_weight_has_the_dtype(architecture: Architecture, dtype: str) -> N
     drawn = Decoder(architecture, nnx.Rngs(0), dtype)
     for decoder in (given, drawn):
         assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(nnx.state(decoder)))
+    assert jax.eval_shape(Decoder.hidden, given, random_tokens()).dtype == dtype
+    assert jax.eval_shape(Decoder.__call__, given, random_tokens()).dtype == jnp.float32
+
+
+def test_bfloat16_is_close_to_float32_on_the_same_weights() -> None:
+    rounded = Decoder.from_weights(GEMMA, random_weights(GEMMA), "bfloat16")
+    exact = Decoder.from_weights(GEMMA, to_weights(rounded))
     tokens = random_tokens()
-    assert jax.eval_shape(Decoder.hidden, given, tokens).dtype == dtype
-    logits = forward(given, tokens)
-    assert logits.dtype == jnp.float32
-    exact = forward(Decoder.from_weights(architecture, to_weights(given)), tokens)
-    np.testing.assert_allclose(logits, exact, atol=0 if dtype == "float32" else 0.15)
+    difference = forward(rounded, tokens) - forward(exact, tokens)
+    assert 0 < np.abs(difference).max() < 0.15
+    assert np.abs(difference).mean() < 0.03
 
 
 def test_faulty_weights_are_reported_all_at_once() -> None:
@@ -162,7 +167,9 @@ SWITCHES = [
 ]
 
 
-NAMES = [f"{number}-{architecture.family}-{next(iter(change))}" for number, (architecture, change) in enumerate(SWITCHES)]
+NAMES = [
+    f"{number}-{architecture.family}-{next(iter(change))}" for number, (architecture, change) in enumerate(SWITCHES)
+]
 
 
 @pytest.mark.parametrize(("architecture", "change"), SWITCHES, ids=NAMES)
@@ -171,18 +178,25 @@ def test_every_switch_changes_the_logits(architecture: Architecture, change: dic
     changed = dataclasses.replace(architecture, **change)
     kept = {name: weights[name] for name in changed.weights()}
     tokens = random_tokens()
-    before = forward(Decoder.from_weights(architecture, weights), tokens)
-    after = forward(Decoder.from_weights(changed, kept), tokens)
+    with jax.disable_jit():  # operations compiled one by one are shared by all the cases
+        before = Decoder.from_weights(architecture, weights)(tokens)
+        after = Decoder.from_weights(changed, kept)(tokens)
     assert np.abs(before - after).max() > 1e-5
 
 
 @ARCHITECTURES
-def test_jit_and_remat_change_nothing(architecture: Architecture) -> None:
-    weights = random_weights(architecture)
-    plain = Decoder.from_weights(architecture, weights)
-    frugal = Decoder.from_weights(architecture, weights, remat=True)
+def test_jit_equals_eager(architecture: Architecture) -> None:
+    decoder = Decoder.from_weights(architecture, random_weights(architecture))
     tokens = random_tokens()
-    np.testing.assert_allclose(forward(plain, tokens), plain(tokens), atol=1e-5)
+    with jax.disable_jit():
+        eager = decoder(tokens)
+    np.testing.assert_allclose(forward(decoder, tokens), eager, atol=1e-5)
+
+
+def test_recomputing_blocks_changes_no_gradient() -> None:
+    weights = random_weights(GEMMA)
+    plain, frugal = (Decoder.from_weights(GEMMA, weights, remat=remat) for remat in (False, True))
+    tokens = random_tokens()
 
     @nnx.jit
     def gradient(decoder: Decoder) -> nnx.State:
@@ -202,7 +216,7 @@ def test_program_does_not_grow_with_depth() -> None:
     assert abs(lines(12) - lines(2)) <= 2
 
 
-@ARCHITECTURES
+@pytest.mark.parametrize("architecture", [GEMMA, GPT2], ids=lambda a: a.family)
 def test_training_lowers_the_loss(architecture: Architecture) -> None:
     decoder = Decoder(architecture, nnx.Rngs(0))
     tokens = random_tokens(4, 12)
@@ -224,14 +238,6 @@ def test_training_lowers_the_loss(architecture: Architecture) -> None:
     assert abs(losses[0] - chance) < 0.2, "random weights should predict nearly uniformly"
     assert losses[-1] < 0.6 * losses[0]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(nnx.state(decoder)))
-
-
-def test_activations_keep_their_size_at_any_depth() -> None:
-    for layers in (2, 24):
-        architecture = dataclasses.replace(GPT2, layers=layers, embedding=64)
-        hidden = nnx.jit(lambda: Decoder(architecture, nnx.Rngs(0)).hidden(random_tokens()))()
-        assert 0.5 < float(jnp.std(hidden)) < 2.0
-        assert float(jnp.abs(hidden).max()) < 10
 
 
 def test_too_long_a_text_and_unknown_tokens_do_not_pass_unseen() -> None:
