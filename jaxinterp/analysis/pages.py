@@ -41,8 +41,11 @@ def model_page(model: LanguageModel) -> str:
     places = ", ".join(f"<code>{taps.describe([address])}</code>" for address in edited)
     text = f"Edited at {places}; the boxes below mark where." if edited else "No edits."
     with treescope.active_autovisualizer.set_scoped(treescope.ArrayAutovisualizer()):
-        shown = pz.select(model.body).at_instances_of(taps.Tap).where(lambda tap: bool(tap.edits))
-        tree = treescope.render_to_html(shown if edited else model.body, ignore_exceptions=True)
+        if edited:
+            marked = pz.select(model.body).at_instances_of(taps.Tap).where(lambda tap: bool(tap.edits))
+            tree = treescope.lowering.render_to_html_as_root(marked.__treescope_root_repr__())
+        else:
+            tree = treescope.render_to_html(model.body, ignore_exceptions=True)
     head = _HEAD.format(title=html.escape(model.source), facts=html.escape(_facts(model)), edits=text)
     return f"{head}{tree}\n</div></body></html>\n"
 
