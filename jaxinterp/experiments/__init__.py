@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import importlib
 import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -64,30 +65,34 @@ def code_digest(module: str, root: Path | None = None) -> str:
         Twelve hexadecimal digits.
     """
     root = root or Path(__file__).resolve().parents[2]
-    found: dict[str, str] = {}
+    package = module.partition(".")[0]
+    found: dict[Path, str] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        path = _source(name, root)
-        if name in found or path is None:
-            continue
-        found[name] = path.read_text(encoding="utf-8")
-        package = name.split(".", maxsplit=1)[0]
-        for node in ast.walk(ast.parse(found[name])):
-            if isinstance(node, ast.Import):
-                imported = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                imported = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            else:
-                continue
-            waiting += [entry for entry in imported if entry.split(".", maxsplit=1)[0] == package]
-    text = "\n".join(f"{name}\n{source}" for name, source in sorted(found.items()))
+        for path in _sources(name, root):
+            if path not in found:
+                found[path] = path.read_text(encoding="utf-8")
+                here = ".".join(path.parent.relative_to(root).parts)
+                waiting += [entry for entry in _imports(found[path], here) if entry.partition(".")[0] == package]
+    text = "\n".join(f"{path.relative_to(root)}\n{source}" for path, source in sorted(found.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _source(name: str, root: Path) -> Path | None:
-    base = root.joinpath(*name.split("."))
-    for path in (base.with_suffix(".py"), base / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
+def _imports(source: str, package: str) -> Iterator[str]:
+    """Modules that a source may import; names imported from a package are taken for modules too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = f"{package}.{node.module}" if node.level else str(node.module)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _sources(name: str, root: Path) -> list[Path]:
+    """The files of a module, and those of the packages it lies in."""
+    parts = name.split(".")
+    packages = [root.joinpath(*parts[:length], "__init__") for length in range(1, len(parts) + 1)]
+    stems = [*packages, root.joinpath(*parts)]
+    return [path for stem in stems for path in (stem.with_suffix(".py"), stem.with_suffix(".pyi")) if path.is_file()]
