@@ -87,7 +87,7 @@ def test_weights_come_back_bit_for_bit(architecture: Architecture) -> None:
 @ARCHITECTURES
 def test_every_weight_has_the_dtype(architecture: Architecture, dtype: str) -> None:
     given = Decoder.from_weights(architecture, random_weights(architecture), dtype)
-    drawn = Decoder(architecture, nnx.Rngs(0), dtype)
+    drawn = nnx.eval_shape(lambda: Decoder(architecture, nnx.Rngs(0), dtype))
     for decoder in (given, drawn):
         assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(nnx.state(decoder)))
     assert jax.eval_shape(Decoder.hidden, given, random_tokens()).dtype == dtype
@@ -216,9 +216,8 @@ def test_program_does_not_grow_with_depth() -> None:
     assert abs(lines(12) - lines(2)) <= 2
 
 
-@pytest.mark.parametrize("architecture", [GEMMA, GPT2], ids=lambda a: a.family)
-def test_training_lowers_the_loss(architecture: Architecture) -> None:
-    decoder = Decoder(architecture, nnx.Rngs(0))
+def test_training_lowers_the_loss() -> None:
+    decoder = Decoder(GEMMA, nnx.Rngs(0))
     tokens = random_tokens(4, 12)
     mask = jnp.arange(12) >= jnp.array([0, 3, 5, 0])[:, None]
     optimizer = nnx.Optimizer(decoder, optax.adam(1e-2), wrt=nnx.Param)
