@@ -6,6 +6,7 @@ Heavy libraries are imported inside the verbs, so that `jaxinterp --help` answer
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import sys
 import time
@@ -176,6 +177,8 @@ def run(
         input: NAME=PATH of arrays that another experiment made.
         arrays: Where to write the experiment's arrays, if it makes any (.safetensors).
     """
+    from inspect import signature
+
     from jaxinterp import artefacts, experiments
     from jaxinterp.config import as_dict, load_config, read_settings
 
@@ -185,7 +188,10 @@ def run(
     inputs = {name: artefacts.read_arrays(path)[0] for name, path in _pairs("--input", input).items()}
     _say(f"running {experiment}")
     started = time.monotonic()
-    result = module.run(settings, models, **({"inputs": inputs} if inputs else {}))
+    takes_inputs = "inputs" in signature(module.run).parameters
+    if inputs and not takes_inputs:
+        raise ValueError(f"--input: the experiment {experiment} reads no arrays; leave the flag out.")
+    result = module.run(settings, models, **({"inputs": inputs} if takes_inputs else {}))
     table, made = result if isinstance(result, tuple) else (result, None)
     origin = artefacts.provenance(as_dict(settings), models={role: lm.source for role, lm in models.items()})
     if arrays is not None:
@@ -226,6 +232,23 @@ def check(experiment: Experiment, /, *, table: Path, output: Path) -> None:
     artefacts.write_json(records, output)
     for record in records:
         _say(f"{'met    ' if record['met'] else 'NOT MET'}  {record['ours']:.4g}  {record['criterion']}")
+
+
+def bench(model: Model, /, *, output: Path) -> None:
+    """Measure reading, editing, compiling and generating, next to transformers where that is installed.
+
+    Args:
+        model: The model.
+        output: The table to write (.parquet; a .csv appears beside it).
+    """
+    from jaxinterp import artefacts
+    from jaxinterp.analysis import speed
+
+    table = speed.measure(model)
+    artefacts.write_table(table, output, artefacts.provenance(models=[model]))
+    for row in table.iter_rows(named=True):
+        limit = "" if row["limit"] is None else f"  (limit {row['limit']:.4g}: {'kept' if row['kept'] else 'NOT KEPT'})"
+        print(f"{row['measurement']}: {row['value']:.4g} {row['unit']}{limit}")
 
 
 def schema(experiment: Experiment, /, *, output: Path | None = None) -> None:
@@ -313,7 +336,17 @@ def _pairs(flag: str, entries: tuple[str, ...]) -> dict[str, str]:
 
 
 def _say(text: str) -> None:
-    print(f"[jaxinterp] {text}", file=sys.stderr, flush=True)
+    logging.getLogger(__name__).info(text)
+
+
+def _show_progress() -> None:
+    """Sends what this package logs to stderr, whatever a dependency does to the root logger."""
+    package = logging.getLogger("jaxinterp")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("[jaxinterp] %(message)s"))
+    package.handlers = [handler]
+    package.setLevel(logging.INFO)
+    package.propagate = False
 
 
 def _remember_compilations() -> None:
@@ -329,9 +362,10 @@ def main() -> None:
     arguments = sys.argv[1:]
     traceback = arguments[:1] == ["--traceback"]
     app = tyro.extras.SubcommandApp()
-    for verb in (inspect, sites, generate, fetch, toy, experiments, run, figure, check, schema, report):
+    for verb in (inspect, sites, generate, fetch, toy, experiments, run, figure, check, schema, report, bench):
         app.command(verb)
     try:
+        _show_progress()
         _remember_compilations()
         app.cli(
             prog="jaxinterp",

@@ -12,6 +12,7 @@ from typing import Any
 
 import docutils.core
 import jinja2
+import polars as pl
 from markupsafe import Markup
 
 from jaxinterp import artefacts
@@ -31,6 +32,7 @@ class Stage:
         table: Rows shown, as text.
         columns: Column names, each with whether it holds numbers.
         rows: How many rows the table has.
+        samples: Rows of the table that hold a text, each with its non-empty cells by column.
         csv: The whole table, as a data URI.
         provenance: Where the table came from.
     """
@@ -42,6 +44,7 @@ class Stage:
     table: list[list[str]]
     columns: list[tuple[str, bool]]
     rows: int
+    samples: list[dict[str, str]]
     csv: str
     provenance: dict[str, Any]
 
@@ -85,9 +88,19 @@ def _stage(folder: Path, caption: Path) -> Stage:
         table=[[_cell(value) for value in row] for row in table.head(_ROWS_SHOWN).iter_rows()],
         columns=[(name, kind.is_numeric()) for name, kind in table.schema.items()],
         rows=table.height,
+        samples=_samples(table),
         csv=_data_uri(folder / "table.csv", "text/csv"),
         provenance=provenance,
     )
+
+
+def _samples(table: pl.DataFrame) -> list[dict[str, str]]:
+    """Rows with something in the column `text`; columns that are the same in all of them are left out."""
+    if "text" not in table.columns:
+        return []
+    rows = table.filter(pl.col("text").is_not_null())
+    telling = [name for name in table.columns if name == "text" or rows[name].n_unique() > 1]
+    return [{name: _cell(row[name]) for name in telling} for row in rows.iter_rows(named=True)]
 
 
 def _model(path: Path, pages: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ rule measure_alignment:
             category="alignment",
             labels={"artefact": "table"},
         ),
+        maps="<results>/alignment/maps.safetensors",
     log:
         "<logs>/alignment/measure.log",
     benchmark:
@@ -37,4 +38,4 @@ rule measure_alignment:
         code=code_digest("jaxinterp.experiments.alignment"),
     shell:
         "jaxinterp run alignment --config {params.config:q} --model {params.models:q}"
-        " --output {output.table:q} 2>&1 | tee {log:q}"
+        " --output {output.table:q} --arrays {output.maps:q} 2>&1 | tee {log:q}"

@@ -15,6 +15,7 @@ rule steering:
 rule measure_steering:
     input:
         **model_records("steering"),
+        alignment="<results>/alignment/maps.safetensors",
     output:
         table="<results>/steering/table.parquet",
         csv=report(
@@ -37,4 +38,4 @@ rule measure_steering:
         code=code_digest("jaxinterp.experiments.steering"),
     shell:
         "jaxinterp run steering --config {params.config:q} --model {params.models:q}"
-        " --output {output.table:q} 2>&1 | tee {log:q}"
+        " --input alignment={input.alignment:q} --output {output.table:q} 2>&1 | tee {log:q}"
