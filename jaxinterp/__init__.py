@@ -9,39 +9,6 @@ Examples:
     (1, 10, 256)
 """
 
-from jaxinterp.activations.generate import Generation, Sampler, generate, generate_tokens
-from jaxinterp.activations.run import run
-from jaxinterp.activations.sweep import Cell, grid, log_prob, logit_diff, sweep
-from jaxinterp.interventions.ablate import ablate
-from jaxinterp.interventions.patch import patch
-from jaxinterp.interventions.project import project
-from jaxinterp.interventions.steer import steer
-from jaxinterp.models.architecture import Architecture
-from jaxinterp.models.language_model import LanguageModel, load, logits, restore_tree, save, save_tree
-from jaxinterp.sites.cache import Cache
-from jaxinterp.sites.positions import at, everywhere, generated, last, mask, prompt, rows_at, steps, where_token
-from jaxinterp.sites.selectors import (
-    Site,
-    attn_out,
-    attn_scores,
-    embed,
-    head,
-    head_out,
-    k,
-    ln_final,
-    ln_scale,
-    ln_scale_mlp,
-    logits_site,
-    mlp_gate,
-    mlp_out,
-    mlp_post,
-    mlp_pre,
-    pattern,
-    q,
-    resid_mid,
-    resid_post,
-    resid_pre,
-    unit,
-    v,
-    z,
-)
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

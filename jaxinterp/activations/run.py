@@ -71,7 +71,7 @@ def run(
         part, part_valid = tokens[first : first + step], valid[first : first + step]
         count = len(part)
         part, part_valid = pad_rows(part, part_valid, step, padded)
-        values, saved = _forward(body, part, part_valid, sites=chosen, logits=logits)
+        values, saved = forward_pass(body, part, part_valid, sites=chosen, logits=logits)
         outputs.append((_trim(values, count, logits, seq), {at: _crop(at, x, count, seq) for at, x in saved.items()}))
     arrays = {at: _join([saved[at] for _, saved in outputs]) for at in outputs[0][1]}
     values = None if logits is None else _join([part for part, _ in outputs if part is not None])
@@ -139,9 +139,10 @@ def pad_rows(tokens: np.ndarray, mask: np.ndarray, rows: int, length: int) -> tu
 
 
 @functools.partial(jax.jit, static_argnames=("sites", "logits"))
-def _forward(
+def forward_pass(
     body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, *, sites: tuple[Site, ...], logits: Readout
 ) -> tuple[jax.Array | None, dict[Address, jax.Array]]:
+    """The compiled part of `run`: logits and reads of one padded batch."""
     reading, variables = pz.unbind_state_vars(capture(body, sites))
     inputs = side_inputs(tokens, mask)
     if logits == "last" and not _reads_readout(sites):

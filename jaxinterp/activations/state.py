@@ -81,10 +81,10 @@ def capture(body: pz.nn.Layer, sites: Sequence[Site]) -> pz.nn.Layer:
             if address in wanted and wanted[address] != site:
                 raise ValueError(f"{address[0]} of layer {address[1]} is asked for twice; join the two selectors")
             wanted[address] = site
-    saves = {}
+    saves = []
     for address, site in wanted.items():
         indices = None if site.axis is None else (site.axis, site.indices)
-        saves[address] = Save(pz.StateVariable(None, label=address), indices)
+        saves.append((address, Save(pz.StateVariable(None, label=address), indices)))
     return attach(body, saves)
 
 
@@ -100,5 +100,5 @@ def remember(body: pz.nn.Layer, empty: NamedArray, prompt: bool) -> pz.nn.Layer:
         A tree with state variables labelled by the taps' addresses.
     """
     taps = [address for address in find_taps(body) if address[0] in ("k", "v")]
-    layers = {address: Remember(pz.StateVariable(empty, label=("memory", *address)), prompt) for address in taps}
+    layers = [(address, Remember(pz.StateVariable(empty, label=("memory", *address)), prompt)) for address in taps]
     return attach(body, layers)

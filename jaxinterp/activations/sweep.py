@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import polars
+import polars as pl
 from penzai import pz
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -24,7 +24,7 @@ Labels = dict[str, Any]
 Measure = Callable[[jax.Array], jax.Array]
 Metric = Callable[[LanguageModel], Measure]
 
-_ROWS = 256
+_ROWS = 128
 """Rows, over all cells, in one forward pass of a sweep."""
 
 
@@ -120,7 +120,7 @@ def sweep(
     *,
     prepared: bool = False,
     progress: bool = True,
-) -> polars.DataFrame:
+) -> pl.DataFrame:
     """Measures every edit on every prompt.
 
     Edits that differ only in numbers (which head, layer or position, what vector, scale or source) share one compiled
@@ -163,7 +163,9 @@ def sweep(
                 filled = block + block[:1] * (min(per_block, len(members)) - len(block))
                 shared, varying = _split(model.body, [bodies[number] for number in filled])
                 structure = jax.tree_util.tree_structure(bodies[block[0]])
-                out = _measure_many(shared, varying, tokens, valid, structure=structure, measure=measure)
+                out = _measure_many(
+                    shared, varying, tokens, valid, structure=structure, cells=len(filled), measure=measure
+                )
                 values[block] = np.asarray(out)[: len(block)]
                 bar.advance(task, len(block))
     return _table(edits, clean, values)
@@ -190,15 +192,22 @@ def _split(
     return shared, varying
 
 
-@functools.partial(jax.jit, static_argnames=("structure", "measure"))
+@functools.partial(jax.jit, static_argnames=("structure", "cells", "measure"))
 def _measure_many(
-    shared: list[Any], varying: list[Any], tokens: jax.Array, mask: jax.Array, *, structure: Any, measure: Measure
+    shared: list[Any],
+    varying: list[Any],
+    tokens: jax.Array,
+    mask: jax.Array,
+    *,
+    structure: Any,
+    cells: int,
+    measure: Measure,
 ) -> jax.Array:
     def one(numbers: list[Any]) -> jax.Array:
         leaves = [own if common is None else common for common, own in zip(shared, numbers, strict=True)]
         return _last_logits(jax.tree_util.tree_unflatten(structure, leaves), tokens, mask, measure)
 
-    return jax.vmap(one)(varying)
+    return jax.vmap(one, axis_size=cells)(varying)
 
 
 @functools.partial(jax.jit, static_argnames=("measure",))
@@ -213,7 +222,7 @@ def _last_logits(body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, measure:
     return measure(logits.unwrap(axes.BATCH, axes.VOCABULARY))
 
 
-def _table(edits: Sequence[Cell], clean: np.ndarray, values: np.ndarray) -> polars.DataFrame:
+def _table(edits: Sequence[Cell], clean: np.ndarray, values: np.ndarray) -> pl.DataFrame:
     rows = values.shape[1]
     labels = {
         name: [cell.labels.get(name) for cell in edits for _ in range(rows)]
@@ -222,4 +231,4 @@ def _table(edits: Sequence[Cell], clean: np.ndarray, values: np.ndarray) -> pola
     every_clean = np.tile(clean, len(edits)).astype(np.float32)
     flat = values.reshape(-1)
     measured = {"prompt": np.tile(np.arange(rows), len(edits)), "clean": every_clean, "value": flat}
-    return polars.DataFrame(labels | measured | {"effect": flat - every_clean})
+    return pl.DataFrame(labels | measured | {"effect": flat - every_clean})

@@ -127,10 +127,7 @@ def attach_edits(model: LanguageModel, places: Sequence[Place], make: Callable[[
     Returns:
         The edited model.
     """
-    body = model.body
-    for place in places:
-        body = attach(body, {place.address: make(place)})
-    return model.with_body(body)
+    return model.with_body(attach(model.body, [(place.address, make(place)) for place in places]))
 
 
 def site_axes(place: Place) -> tuple[str, ...]:

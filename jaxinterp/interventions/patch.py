@@ -64,7 +64,7 @@ def read_source(place: Place, cache: Cache) -> NamedArray:
     site, layer = place.address
     renamed = {axes.SEQ: _POSITION, axes.KV_SEQ: _KV_POSITION}
     names = [renamed.get(name, name) for name in axes.SITES[site][0]]
-    return pz.nx.wrap(jnp.asarray(cache.by_position(site, layer)), *names)
+    return pz.nx.wrap(cache.by_position(site, layer), *names)
 
 
 def patch(

@@ -53,5 +53,7 @@ def steer(
     return attach_edits(
         model,
         find_places(model, [site]),
-        lambda place: Steer(place.selected, at or everywhere(), named_over(model, place, vector, "vector"), named_scale),
+        lambda place: Steer(
+            place.selected, at or everywhere(), named_over(model, place, vector, "vector"), named_scale
+        ),
     )

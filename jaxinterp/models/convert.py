@@ -110,7 +110,7 @@ def to_canonical(
     """
     expanded = expand(rules, architecture)
     shapes = architecture.weights()
-    stored = {name: key for key in checkpoint.keys() if (name := rename(key)) is not None}
+    stored = {name: key for key in list(checkpoint.keys()) if (name := rename(key)) is not None}
     unknown = sorted(stored[name] for name in stored.keys() - {rule.key for rule in expanded})
     missing = [rule.key for rule in expanded if rule.key not in stored]
     problems = []

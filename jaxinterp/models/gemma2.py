@@ -20,7 +20,7 @@ def read_gemma(config: ConfigReader, pattern: int) -> tuple[dict[str, Any], list
     Returns:
         Keyword arguments for `Architecture`, and the kind of attention in each block.
     """
-    sizes = read_sizes(config)
+    sizes = read_sizes(config, projection=256)
     layers = sizes["layers"]
     kinds = config.layer_types(
         layers, ["sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(layers)]
@@ -49,8 +49,8 @@ def read(config: ConfigReader) -> Architecture:
     return Architecture(
         **settings,
         ropes=(config.rope(settings["projection"]),) * settings["layers"],
-        attention_softcap=config.get("attn_logit_softcapping"),
-        logit_softcap=config.get("final_logit_softcapping"),
+        attention_softcap=config.optional("attn_logit_softcapping", 50.0),
+        logit_softcap=config.optional("final_logit_softcapping", 30.0),
     )
 
 

@@ -14,6 +14,7 @@ def read(config: ConfigReader) -> Architecture:
     pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6))
     settings, kinds = read_gemma(config, pattern)
     projection = settings["projection"]
+    config.expect("attn_logit_softcapping", None)
     local = Rope(theta=float(config.get("rope_local_base_freq", 10000.0)), rotary=projection)
     if "sliding_attention" in (config.get("rope_parameters") or {}):
         local = config.rope(projection, "sliding_attention")
@@ -22,7 +23,6 @@ def read(config: ConfigReader) -> Architecture:
         **settings,
         qk_norm=True,
         ropes=tuple(ropes[kind] for kind in kinds),
-        attention_softcap=config.get("attn_logit_softcapping"),
         logit_softcap=config.get("final_logit_softcapping"),
     )
 

@@ -46,11 +46,13 @@ GEMMA_RULES = (
 )
 
 
-def read_sizes(config: ConfigReader) -> dict[str, Any]:
+def read_sizes(config: ConfigReader, projection: int | None = None, kv_heads: int | None = None) -> dict[str, Any]:
     """The settings whose keys Llama, Qwen and Gemma share.
 
     Args:
         config: The config.
+        projection: Width of one head if the config does not say; by default the embedding divided among the heads.
+        kv_heads: Key-value heads if the config does not say; by default as many as query heads.
 
     Returns:
         Keyword arguments for `Architecture`.
@@ -63,8 +65,8 @@ def read_sizes(config: ConfigReader) -> dict[str, Any]:
         "embedding": embedding,
         "layers": config.number("num_hidden_layers"),
         "heads": heads,
-        "kv_heads": config.number("num_key_value_heads", heads),
-        "projection": config.number("head_dim", embedding // heads),
+        "kv_heads": config.number("num_key_value_heads", kv_heads or heads),
+        "projection": config.number("head_dim", projection or embedding // heads),
         "neurons": config.number("intermediate_size"),
         "context": config.number("max_position_embeddings", 2048),
         "norm_eps": config.get("rms_norm_eps", 1e-6),
@@ -73,9 +75,11 @@ def read_sizes(config: ConfigReader) -> dict[str, Any]:
 
 def read(config: ConfigReader) -> Architecture:
     """Reads the config of a Llama or Mistral checkpoint."""
-    sizes = read_sizes(config)
+    mistral = config.get("model_type") == "mistral"
+    sizes = read_sizes(config, kv_heads=8 if mistral else None)
     bias = config.flag("attention_bias", False)
-    window = config.get("sliding_window")
+    window = config.optional("sliding_window", 4096 if mistral else None)
+    config.expect("rope_interleaved", False)
     return Architecture(
         **sizes,
         activation=config.activation("hidden_act", "silu"),

@@ -10,16 +10,17 @@ from jaxinterp.models.families import Family
 from jaxinterp.models.llama import RULES, read_sizes
 
 
-def read_qwen(config: ConfigReader) -> dict[str, Any]:
+def read_qwen(config: ConfigReader, projection: int | None = None) -> dict[str, Any]:
     """The settings that Qwen 2 and 3 share, sliding windows among them.
 
     Args:
         config: The config.
+        projection: Width of one head if the config does not say.
 
     Returns:
         Keyword arguments for `Architecture`.
     """
-    sizes = read_sizes(config)
+    sizes = read_sizes(config, projection)
     layers = sizes["layers"]
     window = config.get("sliding_window")
     window = window if config.flag("use_sliding_window", False) else None

@@ -11,9 +11,8 @@ from jaxinterp.models.qwen2 import read_qwen
 
 def read(config: ConfigReader) -> Architecture:
     """Reads the config of a Qwen 3 checkpoint."""
-    config.number("head_dim", 128)
     bias = config.flag("attention_bias", False)
-    return Architecture(**read_qwen(config), qk_norm=True, qkv_bias=bias, output_bias=bias)
+    return Architecture(**read_qwen(config, projection=128), qk_norm=True, qkv_bias=bias, output_bias=bias)
 
 
 FAMILY = Family(read=read, rules=RULES, prefix="model.")

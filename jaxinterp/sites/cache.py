@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from penzai import pz
@@ -28,6 +29,7 @@ class Cache(Mapping[Address, np.ndarray]):
     arrays: Mapping[Address, np.ndarray]
     tokens: np.ndarray
     mask: np.ndarray
+    _by_position: dict[Address, jax.Array] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, address: Address | str) -> np.ndarray:
         key = (address, None) if isinstance(address, str) else address
@@ -57,16 +59,23 @@ class Cache(Mapping[Address, np.ndarray]):
         """Mean over all tokens of all rows, padding left out; the site's axes without batch and seq."""
         return self[site, layer][self.mask].mean(axis=0)
 
-    def by_position(self, site: str, layer: int | None = None) -> np.ndarray:
+    def by_position(self, site: str, layer: int | None = None) -> jax.Array:
         """One array with every row moved left by its padding, so that column `p` is the row's token `p`.
 
         Returns:
             The site's axes; columns beyond a row's end repeat its last one. For attention sites both the query
-            and the key axis are moved.
+            and the key axis are moved. Asking again gives the same array, so that patches from one cache share it.
         """
+        if (site, layer) not in self._by_position:
+            self._by_position[site, layer] = jnp.asarray(self._move_left(site, layer))
+        return self._by_position[site, layer]
+
+    def _move_left(self, site: str, layer: int | None) -> np.ndarray:
         array = self[site, layer]
         names = axes.SITES[site][0]
-        moved = np.minimum(np.argmax(self.mask, axis=1)[:, None] + np.arange(self.mask.shape[1]), self.mask.shape[1] - 1)
+        moved = np.minimum(
+            np.argmax(self.mask, axis=1)[:, None] + np.arange(self.mask.shape[1]), self.mask.shape[1] - 1
+        )
         for axis in (axes.SEQ, axes.KV_SEQ):
             if axis in names:
                 place = names.index(axis)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
+import jax
 from penzai import pz
 
 Address = tuple[str, int | None]
@@ -46,6 +47,10 @@ class Tap(pz.nn.Layer):
         return "#e0524d" if self.edits else "#d8d8d8"
 
 
+def _is_tap(node: Any) -> TypeGuard[Tap]:
+    return isinstance(node, Tap)
+
+
 def find_taps(body: pz.nn.Layer) -> dict[Address, Tap]:
     """All taps of a tree.
 
@@ -55,7 +60,8 @@ def find_taps(body: pz.nn.Layer) -> dict[Address, Tap]:
     Returns:
         Address -> tap, in the order of the forward pass.
     """
-    return {tap.address: tap for tap in pz.select(body).at_instances_of(Tap).get_sequence()}
+    leaves = jax.tree_util.tree_leaves(body, is_leaf=_is_tap)
+    return {leaf.address: leaf for leaf in leaves if _is_tap(leaf)}
 
 
 def replace_edits(body: pz.nn.Layer, edits: Mapping[Address, tuple[pz.nn.Layer, ...]]) -> pz.nn.Layer:
@@ -69,24 +75,28 @@ def replace_edits(body: pz.nn.Layer, edits: Mapping[Address, tuple[pz.nn.Layer, 
         A tree that shares everything else with `body`.
     """
 
-    def exchange(tap: Tap) -> Tap:
-        return dataclasses.replace(tap, edits=edits[tap.address])
+    def exchange(leaf: Any) -> Any:
+        known = _is_tap(leaf) and leaf.address in edits
+        return dataclasses.replace(leaf, edits=edits[leaf.address]) if known else leaf
 
-    return pz.select(body).at_instances_of(Tap).where(lambda tap: tap.address in edits).apply(exchange)
+    return jax.tree_util.tree_map(exchange, body, is_leaf=_is_tap)
 
 
-def attach(body: pz.nn.Layer, layers: Mapping[Address, pz.nn.Layer]) -> pz.nn.Layer:
-    """Appends one edit to each of some taps.
+def attach(body: pz.nn.Layer, layers: Iterable[tuple[Address, pz.nn.Layer]]) -> pz.nn.Layer:
+    """Appends edits to taps.
 
     Args:
         body: Model tree; it is left as it was.
-        layers: Address -> the edit to append there.
+        layers: (address, edit to append there) pairs.
 
     Returns:
         The edited tree.
     """
     taps = find_taps(body)
-    return replace_edits(body, {address: (*taps[address].edits, layer) for address, layer in layers.items()})
+    edits: dict[Address, tuple[pz.nn.Layer, ...]] = {}
+    for address, layer in layers:
+        edits[address] = (*edits.get(address, taps[address].edits), layer)
+    return replace_edits(body, edits)
 
 
 def edited_taps(body: pz.nn.Layer) -> dict[Address, Tap]:

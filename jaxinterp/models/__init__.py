@@ -1,0 +1,1 @@
+"""Models: weights on disk, the architectures they belong to, and the trees and decoders made of them."""

@@ -1,0 +1,1 @@
+"""Tasks: prompts, data, scoring and tokenizers; no model is seen here."""
