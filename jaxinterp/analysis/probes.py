@@ -48,11 +48,13 @@ class Probes:
         """Cosine of the two directions in the residual stream, [..., layer].
 
         In a two-class softmax the gradients of the two rows are each other's negative, so whatever they have in
-        common comes from the initial values and decays: a trained probe tends to -1, whatever the labels are.
+        common comes from the initial values and decays: a trained probe tends to -1, whatever the labels are. NaN where
+        the features say nothing and both rows are 0.
         """
         rows = self.directions()
         norms = np.linalg.norm(rows, axis=-1)
-        return (rows[..., 0, :] * rows[..., 1, :]).sum(-1) / np.maximum(norms.prod(-1), 1e-30)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(norms.min(-1) > 1e-12, (rows[..., 0, :] * rows[..., 1, :]).sum(-1) / norms.prod(-1), np.nan)
 
 
 def fit(
@@ -61,7 +63,7 @@ def fit(
     *,
     l2: float = 1.0,
     permutations: int = 0,
-    steps: int = 100,
+    steps: int = 20,
     seed: int = 0,
 ) -> tuple[Probes, Probes]:
     r"""Fit a bias-free softmax probe per layer, and again on shuffled labels.
@@ -112,33 +114,55 @@ def fit(
 def _descend_all(
     features: jax.Array, labels: jax.Array, midpoint: jax.Array, initial: jax.Array, l2: float, steps: int
 ) -> jax.Array:
-    over_layers = jax.vmap(_descend, in_axes=(0, None, 0, 0, None, None))
-    return jax.vmap(over_layers, in_axes=(None, 0, 0, 0, None, None))(features, labels, midpoint, initial, l2, steps)
+    """Weights [permutation, layer, 2, embedding]; see `fit`."""
+    identity = jnp.eye(features.shape[-1])
+    curvature = jnp.einsum("lnd,lne->lde", features, features) / 4 + l2 / 2 * identity
+    unscaled = jax.vmap(lambda factor: jax.scipy.linalg.solve_triangular(factor, identity, lower=True).T)(
+        jnp.linalg.cholesky(curvature)
+    )
+    over_layers = jax.vmap(partial(_descend, l2=l2, steps=steps), in_axes=(0, 0, None, 0, 0))
+    over_labels = jax.vmap(over_layers, in_axes=(None, None, 0, 0, 0))
+    return over_labels(features @ unscaled, unscaled, labels, midpoint, initial)
 
 
 def _descend(
-    features: jax.Array, labels: jax.Array, midpoint: jax.Array, initial: jax.Array, l2: float, steps: int
+    features: jax.Array,
+    unscaled: jax.Array,
+    labels: jax.Array,
+    midpoint: jax.Array,
+    initial: jax.Array,
+    *,
+    l2: float,
+    steps: int,
 ) -> jax.Array:
-    share = labels.mean()
-    importance = 0.5 / jnp.where(labels, share, 1 - share)
+    """One probe, in coordinates where the loss at zero has unit curvature.
+
+    The rows are c - d / 2 and c + d / 2. Only d = `unscaled` u meets the data; the penalty pulls c to zero.
+    """
+    importance = jnp.where(labels, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
     sign = jnp.where(labels, -1.0, 1.0)
 
-    def loss(weights: jax.Array) -> jax.Array:
-        direction = weights[1] - weights[0]
-        odds = features @ direction - midpoint @ direction
-        return jnp.sum(importance * jax.nn.softplus(sign * odds)) + 0.5 * l2 * jnp.sum(weights**2)
+    def loss(parameters: tuple[jax.Array, jax.Array]) -> jax.Array:
+        common, scaled = parameters
+        difference = unscaled @ scaled
+        odds = features @ scaled - midpoint @ difference
+        penalty = l2 * jnp.sum(common**2) + l2 / 4 * jnp.sum(difference**2)
+        return jnp.sum(importance * jax.nn.softplus(sign * odds)) + penalty
 
-    solver = optax.lbfgs()
+    search = optax.scale_by_zoom_linesearch(max_linesearch_steps=8, initial_guess_strategy="one")
+    solver = optax.lbfgs(linesearch=search)
     value_and_grad = optax.value_and_grad_from_state(loss)
 
     def step(carry, _):
-        weights, state = carry
-        value, grad = value_and_grad(weights, state=state)
-        updates, state = solver.update(grad, state, weights, value=value, grad=grad, value_fn=loss)
-        return (optax.apply_updates(weights, updates), state), None
+        parameters, state = carry
+        value, grad = value_and_grad(parameters, state=state)
+        updates, state = solver.update(grad, state, parameters, value=value, grad=grad, value_fn=loss)
+        return (optax.apply_updates(parameters, updates), state), None
 
-    (weights, _), _ = jax.lax.scan(step, (initial, solver.init(initial)), length=steps)
-    return weights
+    start = (initial.mean(axis=0), jnp.linalg.solve(unscaled, initial[1] - initial[0]))
+    ((common, scaled), _), _ = jax.lax.scan(step, (start, solver.init(start)), length=steps)
+    difference = unscaled @ scaled
+    return jnp.stack([common - difference / 2, common + difference / 2])
 
 
 def balanced_accuracy(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -83,6 +83,23 @@ def curve(axes: Axes, x: Sequence, y: Sequence, low: Sequence, high: Sequence, c
     axes.errorbar(x, y, yerr=errors, color=colour, label=label, clip_on=False, **style)
 
 
+def interval(axes: Axes, value: float, height: float, low: float, high: float, colour: str, label: str) -> None:
+    """One number with its interval, lying at some height.
+
+    Args:
+        axes: Where to draw.
+        value: The number.
+        height: Where on the vertical axis.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        colour: Of marker and interval.
+        label: Entry in the legend.
+    """
+    errors = np.clip([[value - low], [high - value]], 0, None)
+    style: dict[str, Any] = {"capsize": 2, "elinewidth": 1, "marker": "o", "markersize": 4.5, "linestyle": "none"}
+    axes.errorbar([value], [height], xerr=errors, color=colour, label=label, clip_on=False, **style)
+
+
 def band(axes: Axes, x: Sequence, middle: Sequence, low: Sequence, high: Sequence, label: str) -> None:
     """The range of a random or shuffled control, in grey.
 

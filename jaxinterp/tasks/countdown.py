@@ -415,6 +415,19 @@ def verdicts(tokenizer: Encoder, ids: Sequence[int]) -> list[Verdict]:
     return found
 
 
+def verdict_tokens(tokenizer: Encoder) -> tuple[list[int], list[int]]:
+    """Tokens with which a verdict can start after `" ("`.
+
+    Args:
+        tokenizer: That of a CountDown model.
+
+    Returns:
+        First tokens of the accepting words, and of the rejecting ones ("not T" first).
+    """
+    accepting = [tokenizer.encode(word)[0] for word in POSITIVE]
+    return accepting, [tokenizer.encode(word)[0] for word in ("not 1", *NEGATIVE)]
+
+
 def lookalike(target: int, other: int) -> Lookalike:
     """How two targets of two digits differ.
 
