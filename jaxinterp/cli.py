@@ -35,6 +35,7 @@ First steps
 A verb's own help: jaxinterp VERB --help. An error is one sentence; --traceback before the verb shows where it arose."""
 
 Many = tyro.conf.UseAppendAction[tuple[str, ...]]
+Pairs = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")]
 Model = Annotated[Positional[str], arg(metavar="MODEL")]
 Experiment = Annotated[Positional[str], arg(metavar="EXPERIMENT")]
 
@@ -162,9 +163,9 @@ def run(
     /,
     *,
     output: Path,
-    model: Many = (),
+    model: Pairs = (),
     config: str = "{}",
-    input: Many = (),  # noqa: A002
+    input: Pairs = (),  # noqa: A002
     arrays: Path | None = None,
 ) -> None:
     """Run an experiment and write its table.

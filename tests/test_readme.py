@@ -1,0 +1,40 @@
+import contextlib
+import io
+import re
+import subprocess
+from pathlib import Path
+
+from jaxinterp import experiments
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def block(heading):
+    """The first fenced block under a heading."""
+    return re.search(rf"^## {heading}\n.*?^```\w*\n(.*?)^```", README, re.DOTALL | re.MULTILINE)[1]
+
+
+def test_the_python_example_runs_and_shows_what_it_says():
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block("Ten lines of Python"), "README.md", "exec"), {})  # noqa: S102
+    lines = printed.getvalue().splitlines()
+    assert lines[0].startswith("(8, 1, ")
+    assert lines[1] == "['this works)'] ['not 28']", "the edited model rejects the right answer"
+
+
+def test_each_command_has_one_block_of_valid_shell():
+    for heading in ("Run it", "Test it"):
+        section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+        assert section.count("```") == 2, heading
+        subprocess.run(["bash", "-n"], input=block(heading), text=True, check=True)
+
+
+def test_every_experiment_stands_in_the_table_and_the_workflow():
+    snakefile = (ROOT / "Snakefile").read_text()
+    for name in experiments.names():
+        assert f"| `{name}` |" in README
+        assert f'include: "workflows/experiments/{name}.smk"' in snakefile
+        assert f"rules.{name}.input" in snakefile
+        assert (ROOT / "workflows" / "report" / f"{name}.rst").is_file()
