@@ -230,8 +230,8 @@ def _read_prompt(
     body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, *, slots: int, kv_heads: int, projection: int
 ) -> _State:
     batch, seq = tokens.shape
-    sizes = {axes.BATCH: batch, axes.SEQ: slots, axes.KV_HEAD: kv_heads, axes.PROJECTION: projection}
-    dtype = jax.tree_util.tree_leaves(body.blocks)[0].dtype
+    sizes: dict[Any, int] = {axes.BATCH: batch, axes.SEQ: slots, axes.KV_HEAD: kv_heads, axes.PROJECTION: projection}
+    dtype = jax.tree_util.tree_leaves(body)[0].dtype
     reading, variables = pz.unbind_state_vars(remember(body, pz.nx.zeros(sizes, dtype), prompt=True))
     inputs = side_inputs(tokens, mask)
     inputs["read"] = pz.nx.wrap(jnp.full(batch, seq - 1), axes.BATCH)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,30 @@ Inputs = Sequence[str] | str | Sequence[Sequence[int]] | np.ndarray | jax.Array
 
 MEMORY_LIMIT = 8 * 2**30
 """Bytes of captured activations beyond which `run` refuses."""
+
+
+@overload
+def run(
+    model: LanguageModel,
+    inputs: Inputs,
+    mask: Any = None,
+    *,
+    sites: Sequence[Site] | Site = (),
+    logits: Literal["all", "last"] = "all",
+    batch_size: int | None = None,
+) -> tuple[np.ndarray, Cache]: ...
+
+
+@overload
+def run(
+    model: LanguageModel,
+    inputs: Inputs,
+    mask: Any = None,
+    *,
+    sites: Sequence[Site] | Site = (),
+    logits: None,
+    batch_size: int | None = None,
+) -> tuple[None, Cache]: ...
 
 
 def run(

@@ -22,7 +22,7 @@ from jaxinterp.models.language_model import LanguageModel
 
 Labels = dict[str, Any]
 Measure = Callable[[jax.Array], jax.Array]
-Metric = Callable[[LanguageModel], Measure]
+Token = str | int | Sequence[int] | np.ndarray
 
 _ROWS = 128
 """Rows, over all cells, in one forward pass of a sweep."""
@@ -67,7 +67,51 @@ def _apply(edit: Callable[..., LanguageModel], setting: Labels, model: LanguageM
     return edit(model, **setting)
 
 
-def logit_diff(right: str | int | Sequence[int], wrong: str | int | Sequence[int]) -> Metric:
+@pz.pytree_dataclass
+class LogitDiff(pz.Struct):
+    """Logit of one token minus logit of another.
+
+    Attributes:
+        right: Token id, int32 scalar or [batch].
+        wrong: The same for the other token.
+    """
+
+    right: jax.Array
+    wrong: jax.Array
+
+    def __call__(self, logits: jax.Array) -> jax.Array:
+        """Measures last-token logits [batch, vocabulary], in nats [batch]."""
+        rows = jnp.arange(len(logits))
+        return logits[rows, self.right] - logits[rows, self.wrong]
+
+
+@pz.pytree_dataclass
+class LogProb(pz.Struct):
+    """Log-probability of a token.
+
+    Attributes:
+        token: Token id, int32 scalar or [batch].
+    """
+
+    token: jax.Array
+
+    def __call__(self, logits: jax.Array) -> jax.Array:
+        """Measures last-token logits [batch, vocabulary], in nats [batch]."""
+        return jax.nn.log_softmax(logits)[jnp.arange(len(logits)), self.token]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A measure whose tokens are not looked up yet.
+
+    Attributes:
+        bind: Model -> measure of last-token logits.
+    """
+
+    bind: Callable[[LanguageModel], Measure]
+
+
+def logit_diff(right: Token, wrong: Token) -> Metric:
     """Logit of one token minus logit of another, at the last token, in nats.
 
     Args:
@@ -77,20 +121,10 @@ def logit_diff(right: str | int | Sequence[int], wrong: str | int | Sequence[int
     Returns:
         A metric for `sweep`.
     """
-
-    def prepare_metric(model: LanguageModel) -> Measure:
-        first, second = _ids(model, right), _ids(model, wrong)
-
-        def measure(logits: jax.Array) -> jax.Array:
-            rows = jnp.arange(len(logits))
-            return logits[rows, first] - logits[rows, second]
-
-        return measure
-
-    return prepare_metric
+    return Metric(lambda model: LogitDiff(_ids(model, right), _ids(model, wrong)))
 
 
-def log_prob(token: str | int | Sequence[int]) -> Metric:
+def log_prob(token: Token) -> Metric:
     """Log-probability of a token after the last one, in nats.
 
     Args:
@@ -99,16 +133,11 @@ def log_prob(token: str | int | Sequence[int]) -> Metric:
     Returns:
         A metric for `sweep`.
     """
-
-    def prepare_metric(model: LanguageModel) -> Measure:
-        ids = _ids(model, token)
-        return lambda logits: jax.nn.log_softmax(logits)[jnp.arange(len(logits)), ids]
-
-    return prepare_metric
+    return Metric(lambda model: LogProb(_ids(model, token)))
 
 
-def _ids(model: LanguageModel, token: str | int | Sequence[int]) -> Any:
-    return model.require_tokenizer().id(token) if isinstance(token, str) else np.asarray(token)
+def _ids(model: LanguageModel, token: Token) -> jax.Array:
+    return jnp.asarray(model.require_tokenizer().id(token) if isinstance(token, str) else token, jnp.int32)
 
 
 def sweep(
@@ -118,7 +147,6 @@ def sweep(
     metric: Metric | Measure,
     mask: Any = None,
     *,
-    prepared: bool = False,
     progress: bool = True,
 ) -> pl.DataFrame:
     """Measures every edit on every prompt.
@@ -130,10 +158,9 @@ def sweep(
         model: The unedited model.
         prompts: Texts, lists of token ids, or ids [batch, seq].
         edits: Cells, such as `grid` makes.
-        metric: `logit_diff(...)`, `log_prob(...)`, or with `prepared` a function from last-token logits
-            [batch, vocabulary] to a number for each row [batch].
+        metric: `logit_diff(...)`, `log_prob(...)`, or a function from last-token logits [batch, vocabulary] to a
+            number for each row [batch].
         mask: With ids [batch, seq]: which of them are tokens.
-        prepared: Whether `metric` already is such a function.
         progress: Whether to show a bar on stderr.
 
     Returns:
@@ -145,63 +172,80 @@ def sweep(
     """
     if not edits:
         raise ValueError("there are no edits to sweep; make some with ji.grid")
-    measure = metric if prepared else metric(model)
+    measure = metric.bind(model) if isinstance(metric, Metric) else jax.tree_util.Partial(metric)
     tokens, valid = prepare(model, prompts, mask)
     rows = len(tokens)
     limit = model.architecture.context if model.architecture.learned_positions else None
     tokens, valid = pad_rows(tokens, valid, rows, bucket(tokens.shape[1], limit))
     bodies = [compiled_form(cell.edit(model).body) for cell in edits]
-    clean = np.asarray(_measure_one(model.body, tokens, valid, measure=measure))
+    clean = np.asarray(_measure_one(model.body, tokens, valid, measure))
     values = np.empty((len(edits), rows), np.float32)
-    per_block = max(1, _ROWS // rows)
     columns = (TextColumn("sweep"), BarColumn(), MofNCompleteColumn(), TextColumn("cells"), TimeRemainingColumn())
     with Progress(*columns, disable=not progress, transient=True) as bar:
         task = bar.add_task("sweep", total=len(edits))
-        for members in _by_structure(bodies).values():
-            for first in range(0, len(members), per_block):
-                block = members[first : first + per_block]
-                filled = block + block[:1] * (min(per_block, len(members)) - len(block))
-                shared, varying = _split(model.body, [bodies[number] for number in filled])
-                structure = jax.tree_util.tree_structure(bodies[block[0]])
+        for group in _by_structure(bodies):
+            per_block = min(max(1, _ROWS // rows), len(group.members))
+            for first in range(0, len(group.members), per_block):
+                block = range(first, min(first + per_block, len(group.members)))
+                varying = group.stack([*block] + [first] * (per_block - len(block)))
                 out = _measure_many(
-                    shared, varying, tokens, valid, structure=structure, cells=len(filled), measure=measure
+                    group.shared, varying, tokens, valid, measure, structure=group.structure, cells=per_block
                 )
-                values[block] = np.asarray(out)[: len(block)]
+                values[[group.members[place] for place in block]] = np.asarray(out)[: len(block)]
                 bar.advance(task, len(block))
     return _table(edits, clean, values)
 
 
-def _by_structure(bodies: Sequence[pz.nn.Layer]) -> dict[Any, list[int]]:
-    groups: dict[Any, list[int]] = {}
-    for number, body in enumerate(bodies):
-        leaves, structure = jax.tree_util.tree_flatten(body)
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Edited trees of one structure.
+
+    Attributes:
+        members: Which cells they belong to.
+        structure: Their common structure.
+        shared: The leaves that all of them have in common, `None` elsewhere.
+        leaves: All leaves of each.
+    """
+
+    members: list[int]
+    structure: Any
+    shared: list[Any]
+    leaves: list[list[Any]]
+
+    def stack(self, places: Sequence[int]) -> list[jax.Array | None]:
+        """The other leaves of some members, with a cell axis in front."""
+        return [
+            None if common is not None else jnp.stack([self.leaves[place][number] for place in places])
+            for number, common in enumerate(self.shared)
+        ]
+
+
+def _by_structure(bodies: Sequence[pz.nn.Layer]) -> list[_Group]:
+    flattened = [jax.tree_util.tree_flatten(body) for body in bodies]
+    members: dict[Any, list[int]] = {}
+    for number, (leaves, structure) in enumerate(flattened):
         shapes = tuple(jnp.shape(leaf) for leaf in leaves)
-        groups.setdefault((structure, shapes), []).append(number)
+        members.setdefault((structure, shapes), []).append(number)
+    groups = []
+    for (structure, _), numbers in members.items():
+        leaves = [flattened[number][0] for number in numbers]
+        shared = [
+            column[0] if all(leaf is column[0] for leaf in column) else None for column in zip(*leaves, strict=True)
+        ]
+        groups.append(_Group(numbers, structure, shared, leaves))
     return groups
 
 
-def _split(
-    original: pz.nn.Layer, bodies: Sequence[pz.nn.Layer]
-) -> tuple[list[jax.Array | None], list[jax.Array | None]]:
-    """The leaves of some trees: those that all share as they are, the others stacked."""
-    unedited = {id(leaf) for leaf in jax.tree_util.tree_leaves(original)}
-    columns = list(zip(*(jax.tree_util.tree_leaves(body) for body in bodies), strict=True))
-    same = [id(column[0]) in unedited or all(leaf is column[0] for leaf in column) for column in columns]
-    shared = [column[0] if whole else None for column, whole in zip(columns, same, strict=True)]
-    varying = [None if whole else jnp.stack(column) for column, whole in zip(columns, same, strict=True)]
-    return shared, varying
-
-
-@functools.partial(jax.jit, static_argnames=("structure", "cells", "measure"))
+@functools.partial(jax.jit, static_argnames=("structure", "cells"))
 def _measure_many(
     shared: list[Any],
     varying: list[Any],
     tokens: jax.Array,
     mask: jax.Array,
+    measure: Measure,
     *,
     structure: Any,
     cells: int,
-    measure: Measure,
 ) -> jax.Array:
     def one(numbers: list[Any]) -> jax.Array:
         leaves = [own if common is None else common for common, own in zip(shared, numbers, strict=True)]
@@ -210,8 +254,8 @@ def _measure_many(
     return jax.vmap(one, axis_size=cells)(varying)
 
 
-@functools.partial(jax.jit, static_argnames=("measure",))
-def _measure_one(body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, *, measure: Measure) -> jax.Array:
+@jax.jit
+def _measure_one(body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, measure: Measure) -> jax.Array:
     return _last_logits(body, tokens, mask, measure)
 
 

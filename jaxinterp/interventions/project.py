@@ -38,7 +38,7 @@ class Project(Edit):
 
     def edited(self, value: NamedArray, **_: Any) -> NamedArray:
         """See `Edit.edited`."""
-        (axis,) = (name for name in self.basis.named_shape if name != axes.COMPONENT)
+        (axis,) = (str(name) for name in self.basis.named_shape if name != axes.COMPONENT)
         basis = self.basis.astype(value.dtype)
         inside = pz.nn.contract(axes.COMPONENT, pz.nn.contract(axis, value, basis), basis)
         return inside if self.onto else value - inside

@@ -13,19 +13,19 @@ pass, made by `jaxinterp.models.decoder.side_inputs`:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from penzai import pz
+from penzai.core.variables import ParameterValue as Weight
 
 from jaxinterp import axes
 from jaxinterp.models import rotary
 from jaxinterp.models.architecture import Activation, Rope
 from jaxinterp.sites.taps import Tap
 
-NamedArray = pz.nx.NamedArray
-Weight = pz.ParameterValue
+NamedArray: TypeAlias = pz.nx.NamedArray
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -260,14 +260,16 @@ class Decoder(pz.nn.Layer):
     """A decoder-only transformer.
 
     Attributes:
-        embedding: Token ids -> residual stream, with taps.
+        embedding: Token embedding.
+        start: Its tap, and learned positions if the family has them.
         blocks: The blocks, in order.
         final: Final norm, with tap.
         unembedding: Residual stream -> logits.
         logits: Tap of the logits.
     """
 
-    embedding: pz.nn.Sequential
+    embedding: Embedding
+    start: pz.nn.Sequential
     blocks: list[pz.nn.Layer]
     final: pz.nn.Sequential
     unembedding: Unembedding
@@ -284,7 +286,7 @@ class Decoder(pz.nn.Layer):
         Returns:
             Logits [batch, seq, vocabulary], or [batch, vocabulary] with `read`.
         """
-        x = self.embedding(tokens, **side_inputs)
+        x = self.start(self.embedding(tokens, **side_inputs), **side_inputs)
         for block in self.blocks:
             x = block(x, **side_inputs)
         if read is not None:
@@ -292,5 +294,4 @@ class Decoder(pz.nn.Layer):
             seen = {name: side_inputs[name].untag(axes.SEQ)[read] for name in ("tokens", "positions")}
             side_inputs = {**side_inputs, **seen}
         x = self.final(x, **side_inputs)
-        table = self.embedding.sublayers[0].table.value
-        return self.logits(self.unembedding(x, tied_table=table), **side_inputs)
+        return self.logits(self.unembedding(x, tied_table=self.embedding.table.value), **side_inputs)

@@ -117,11 +117,10 @@ def build(architecture: Architecture, weights: Mapping[str, Any]) -> blocks.Deco
         middle = Tap("resid_mid", layer)
         return pz.nn.Sequential([entry, pz.nn.Residual(attend), middle, pz.nn.Residual(feed), leave])
 
-    start: list[pz.nn.Layer] = [blocks.Embedding(weight("W_E"), architecture.embedding_scale), Tap("embed")]
-    if architecture.learned_positions:
-        start.append(blocks.AddPositions(weight("W_pos")))
+    learned = [blocks.AddPositions(weight("W_pos"))] if architecture.learned_positions else []
     return blocks.Decoder(
-        embedding=pz.nn.Sequential(start),
+        embedding=blocks.Embedding(weight("W_E"), architecture.embedding_scale),
+        start=pz.nn.Sequential([Tap("embed"), *learned]),
         blocks=[block(layer) for layer in range(architecture.layers)],
         final=pz.nn.Sequential([norm("ln_final"), Tap("ln_final")]),
         unembedding=blocks.Unembedding(None if architecture.tied else weight("W_U"), architecture.logit_softcap),
