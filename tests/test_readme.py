@@ -12,7 +12,8 @@ README = (ROOT / "README.md").read_text()
 
 def block(heading):
     """The first fenced block under a heading."""
-    return re.search(rf"^## {heading}\n.*?^```\w*\n(.*?)^```", README, re.DOTALL | re.MULTILINE)[1]
+    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"^```\w*\n(.*?)^```", section, re.DOTALL | re.MULTILINE)[0]
 
 
 def test_the_python_example_runs_and_shows_what_it_says():

@@ -74,7 +74,7 @@ def render(results: str | Path, models: str | Path, experiments: Sequence[str], 
     records = [_model(path, results / "models") for path in sorted(Path(models).glob("*/source.json"))]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["number"] = _number
-    template = environment.from_string((resources.files(__package__) / "report.html.jinja").read_text(encoding="utf-8"))
+    template = environment.from_string((resources.files("jaxinterp.figures") / "report.html.jinja").read_text(encoding="utf-8"))
     return template.render(introduction=_html(captions / "workflow.rst"), stages=stages, models=records)
 
 
@@ -118,7 +118,7 @@ def _html(caption: Path) -> Markup:
     parts = docutils.core.publish_parts(
         caption.read_text(encoding="utf-8"), writer="html5", settings_overrides={**settings, "raw_enabled": False}
     )
-    return Markup(parts["body"])  # noqa: S704
+    return Markup(parts.get("body", ""))  # noqa: S704
 
 
 def _data_uri(path: Path, kind: str) -> str:
