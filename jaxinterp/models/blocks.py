@@ -18,7 +18,6 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from penzai import pz
-from penzai.core.variables import ParameterValue as Weight
 
 from jaxinterp import axes
 from jaxinterp.models import rotary
@@ -56,8 +55,8 @@ class Norm(pz.nn.Layer):
         centred: Whether the mean is subtracted (layer norm).
     """
 
-    weight: Weight
-    bias: Weight | None
+    weight: pz.ParameterValue
+    bias: pz.ParameterValue | None  # pyright: ignore[reportGeneralTypeIssues]  # a class decorator hides the class
     scale: Tap | None
     axis: str = _static()
     eps: float = _static()
@@ -107,7 +106,7 @@ class AddPositions(pz.nn.Layer):
         table: W_pos, [context, embedding].
     """
 
-    table: Weight
+    table: pz.ParameterValue
 
     def __call__(self, x: NamedArray, /, *, positions: NamedArray, **_: Any) -> NamedArray:
         """Adds rows of the table to [batch, seq, embedding]."""
@@ -141,8 +140,8 @@ class Attention(pz.nn.Layer):
     pattern: Tap
     z: Tap
     head_out: Tap
-    output: Weight
-    bias: Weight | None
+    output: pz.ParameterValue
+    bias: pz.ParameterValue | None  # pyright: ignore[reportGeneralTypeIssues]  # a class decorator hides the class
     scale: float = _static()
     softcap: float | None = _static()
     window: int | None = _static()
@@ -225,7 +224,7 @@ class Embedding(pz.nn.Layer):
         scale: Factor on the rows, rounded to their dtype.
     """
 
-    table: Weight
+    table: pz.ParameterValue
     scale: float = _static()
 
     def __call__(self, tokens: NamedArray, /, **_: Any) -> NamedArray:
@@ -243,7 +242,7 @@ class Unembedding(pz.nn.Layer):
         softcap: Bound of the logits, or `None`.
     """
 
-    table: Weight | None
+    table: pz.ParameterValue | None  # pyright: ignore[reportGeneralTypeIssues]  # as above
     softcap: float | None = _static()
 
     def __call__(self, x: NamedArray, /, *, tied_table: NamedArray, **_: Any) -> NamedArray:
