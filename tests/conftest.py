@@ -6,7 +6,28 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "jaxinterp-tests-compiled"))
 
+import gguf
 import hypothesis
+import numpy as np
+import pytest
 
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("project")
+
+
+@pytest.fixture
+def reference_reader(monkeypatch):
+    """A function that opens a large GGUF file once for all that transformers does with it, and returns the reader.
+
+    Of the minute that this takes for a vocabulary of 262,144 tokens, most is Python's work for slices of a memory map;
+    slices of a plain array hold the same bytes.
+    """
+
+    def opened(path: Path) -> gguf.GGUFReader:
+        with monkeypatch.context() as within:
+            within.setattr(np, "memmap", lambda path, mode: np.fromfile(path, np.uint8))
+            reader = gguf.GGUFReader(path)
+        monkeypatch.setattr(gguf, "GGUFReader", {str(path): reader}.__getitem__)
+        return reader
+
+    return opened

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxinterp.models.gguf import BLOCK_ELEMENTS, GgufCheckpoint, refuse_nonfinite
+from jaxinterp.gguf import BLOCK_ELEMENTS, refuse_nonfinite
+from jaxinterp.models.gguf import GgufCheckpoint
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

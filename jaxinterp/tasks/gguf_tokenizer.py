@@ -87,7 +87,7 @@ def rebuild(metadata: Mapping[str, Any], name: str) -> Rebuilt:
     """Builds the tokenizer that a GGUF file's metadata describes.
 
     Args:
-        metadata: Keys and values of the file, as `gguf_metadata.read_metadata` gives them.
+        metadata: Keys and values of the file, as `jaxinterp.gguf.read_metadata` gives them.
         name: The file's name, for error sentences.
 
     Returns:

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 import numpy as np
 import tokenizers
 
-from jaxinterp.tasks import chat_template, gguf_metadata, gguf_tokenizer, spelling, tokenizer_folder
+from jaxinterp.gguf import read_metadata
+from jaxinterp.tasks import chat_template, gguf_tokenizer, spelling, tokenizer_folder
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")  # no text; Python carries a byte that is not UTF-8 as U+DC00 plus it
 
@@ -78,7 +79,7 @@ class Tokenizer:
         Raises:
             ValueError: The file is no GGUF, is damaged, or describes no tokenizer that is known here.
         """
-        rebuilt = gguf_tokenizer.rebuild(gguf_metadata.read_metadata(path), Path(path).name)
+        rebuilt = gguf_tokenizer.rebuild(read_metadata(path), Path(path).name)
         return cls(rebuilt.backend, special=rebuilt.special, template=rebuilt.template, textless=rebuilt.textless)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:

