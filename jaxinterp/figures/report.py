@@ -74,8 +74,10 @@ def render(results: str | Path, models: str | Path, experiments: Sequence[str], 
     records = [_model(path, results / "models") for path in sorted(Path(models).glob("*/source.json"))]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["number"] = _number
-    template = environment.from_string((resources.files("jaxinterp.figures") / "report.html.jinja").read_text(encoding="utf-8"))
-    return template.render(introduction=_html(captions / "workflow.rst"), stages=stages, models=records)
+    template = resources.files("jaxinterp.figures") / "report.html.jinja"
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
+        introduction=_html(captions / "workflow.rst"), stages=stages, models=records
+    )
 
 
 def _stage(folder: Path, caption: Path) -> Stage:
