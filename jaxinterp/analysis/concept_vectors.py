@@ -189,4 +189,7 @@ def _show(chunks: list, label: str | None) -> Iterator:
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(chunks, description=label, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.print(f"{label}: {len(chunks)} batches")
+    yield from track(chunks, label, console=console, transient=True, disable=not console.is_terminal)

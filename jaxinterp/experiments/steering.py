@@ -123,7 +123,8 @@ def run(
         vector added after the last block instead), ratio, sample. `direction` says which way vectors were carried;
         effects are on the model it leads to. `concept`, `kind`, `vector`, `draw`, `layer`, `depth`, `scale`, `measure`
         (contrast and log mass in nats, KL in nats, cosines, ratios, share of concept words), `value`, `low`, `high`
-        (95 % bootstrap over prompts), `n` (prompts) and `text` (samples).
+        (95 % bootstrap over prompts), `n` (prompts), `allowed` (selection: whether the KL is small enough) and `text`
+        (samples).
 
     Raises:
         ValueError: A concept is unknown, the alignment is missing or was made for other models.
@@ -142,7 +143,7 @@ def run(
         giver, taker = (sides[name] for name in direction.split(" to "))
         rows += [row | {"direction": direction} for row in _steer(config, direction, giver, taker, chosen, maps)]
     columns = ("stage", "direction", "concept", "kind", "vector", "draw", "layer", "depth", "scale")
-    columns += ("measure", "value", "low", "high", "n", "text")
+    columns += ("measure", "value", "low", "high", "n", "allowed", "text")
     empty: dict = dict.fromkeys(columns)
     table = pl.DataFrame([empty | row for row in rows], infer_schema_length=None).select(columns)
     return table.with_columns(pl.col("value", "low", "high", "scale").cast(pl.Float64))
@@ -227,12 +228,13 @@ def _steer(
         kl = tried.kl[here].mean(axis=1)
         for concept in range(len(chosen)) if candidate.concept is None else [candidate.concept]:
             effects = tried.contrast[here, :, concept].mean(axis=1)
-            for cell, effect, moved in zip(cells, effects, kl, strict=True):
-                labels = _cell_labels(config, taker, cell) | candidate.labels() | {"n": len(prompts)}
-                labels |= {"stage": "selection", "concept": chosen[concept].name}
-                yield labels | {"measure": "contrast", "value": effect}
-                yield labels | {"measure": "KL", "value": moved}
             allowed = kl <= config.most_kl if (kl <= config.most_kl).any() else kl == kl.min()
+            for place, cell in enumerate(cells):
+                labels = _cell_labels(config, taker, cell) | candidate.labels() | {"n": len(prompts)}
+                labels |= {"stage": "selection", "concept": chosen[concept].name, "allowed": bool(allowed[place])}
+                yield labels | {"measure": "contrast", "value": effects[place]}
+                if candidate.vector in ("native", "transferred"):
+                    yield labels | {"measure": "KL", "value": kl[place]}
             picks.append((candidate, concept, cells[int(np.argmax(np.where(allowed, effects, -np.inf)))]))
     yield from _evaluate(config, direction, taker, picks, chosen)
     yield from _write_samples(config, taker, picks, chosen)
@@ -350,19 +352,20 @@ def _write_samples(
             about = range(len(chosen)) if pick[0].concept is None else [pick[1]]
         for concept in about:
             for prompt, text in zip(prompts, texts, strict=True):
-                share = _concept_share(text, chosen[concept])
+                share = concept_share(text, chosen[concept])
                 row = {"concept": chosen[concept].name, "measure": "share of concept words", "value": share}
                 yield labels | row | {"n": config.samples, "text": f"{prompt}|{text}"}
 
 
-def _concept_share(text: str, concept: concepts.Concept) -> float:
+def concept_share(text: str, concept: concepts.Concept) -> float:
+    """Share of a text's words that are in a concept's lists, the held-out ones included."""
     known = {word.lower() for word in (*concept.words, *(word for word, _ in concept.pairs))}
     found = re.findall(r"[a-z]+", text.lower())
     return sum(word in known for word in found) / max(len(found), 1)
 
 
 def figure(table: pl.DataFrame) -> Figure:
-    """Effects on held-out prompts with their controls, and effects over depths and scales.
+    """Effects on held-out prompts with their controls, and effects over depths.
 
     Args:
         table: As from `run`.
@@ -371,17 +374,19 @@ def figure(table: pl.DataFrame) -> Figure:
         The figure.
     """
     names = table["concept"].drop_nulls().unique(maintain_order=True).to_list()
-    drawn = theme.panels(len(names), 2 * len(DIRECTIONS), width=2.9 * len(names) + 0.6, height=9.6, sharey="row")
+    drawn = theme.panels(
+        len(names), 2 * len(DIRECTIONS), width=max(7.0, 2.9 * len(names) + 0.6), height=9.6, sharey="row"
+    )
     grid = np.array(drawn.axes).reshape(2 * len(DIRECTIONS), len(names))
     for place, direction in enumerate(DIRECTIONS):
-        taker = direction.rsplit(" ", maxsplit=1)[-1]
+        giver, taker = direction.split(" to ")
         for column, concept in enumerate(names):
             here = table.filter(pl.col("direction") == direction, pl.col("concept") == concept)
             _draw_effects(grid[2 * place, column], here)
             _draw_depths(grid[2 * place + 1, column], here)
-            grid[2 * place, column].set_title(f"{concept} ({taker} model)")
-        grid[2 * place, 0].set_ylabel("change of log-odds (nats)\nheld-out prompts")
-        grid[2 * place + 1, 0].set_ylabel("best scale at each depth\nselection prompts (nats)")
+            grid[2 * place, column].set_title(f"{concept}, on the {taker} model")
+        grid[2 * place, 0].set_ylabel(f"held-out prompts:\nchange of log-odds (nats)\ncarried from the {giver} model")
+        grid[2 * place + 1, 0].set_ylabel("selection prompts:\nat the best allowed scale")
     theme.legend_below(drawn, columns=4)
     return drawn
 
@@ -393,53 +398,38 @@ def _draw_effects(axes: Axes, table: pl.DataFrame) -> None:
     effects = table.filter(pl.col("stage") == "evaluation", pl.col("measure") == "contrast")
     direct = table.filter(pl.col("stage") == "direct path")
     for place, kind in enumerate(KINDS):
-        for offset, vector in zip((-0.27, -0.09), ("native", "transferred"), strict=True):
+        for offset, vector in zip((-0.3, -0.12), ("native", "transferred"), strict=True):
             row = effects.filter(pl.col("kind") == kind, pl.col("vector") == vector)
-            theme.curve(
-                axes, [place + offset], row["value"], row["low"], row["high"], _COLOURS[vector], f"{vector} vector"
-            )
+            colour = _COLOURS[vector]
+            theme.curve(axes, [place + offset], row["value"], row["low"], row["high"], colour, f"{vector} vector")
             after = direct.filter(pl.col("kind") == kind, pl.col("vector") == vector)["value"]
-            axes.plot(
-                [place + offset + 0.07],
-                after,
-                marker="_",
-                markersize=9,
-                linestyle="none",
-                color=_COLOURS[vector],
-                label=f"{vector}, after the last block only",
-            )
-        for offset, vector, mark in ((0.13, "shuffled", "x"), (0.31, "random", ".")):
+            axes.plot([place + offset + 0.07], after, "o", markersize=4.5, markerfacecolor="white", color=colour)
+        for offset, vector, mark in ((0.1, "shuffled", "x"), (0.3, "random", ".")):
             part = effects.filter(pl.col("vector") == vector, pl.col("kind").is_in([kind, "random"]))["value"]
             spread = np.linspace(-0.05, 0.05, len(part))
             label = {"shuffled": "carried by a shuffled map", "random": "random vector"}[vector]
             axes.plot(place + offset + spread, part, mark, color=_COLOURS[vector], alpha=0.8, label=label)
+    label = "added after the last block only"
+    axes.plot([], [], "o", markersize=4.5, markerfacecolor="white", color="black", label=label)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(KINDS)), [f"from {kind}s" for kind in KINDS])
     axes.set_xlim(-0.5, len(KINDS) - 0.5)
 
 
 def _draw_depths(axes: Axes, table: pl.DataFrame) -> None:
-    effects = table.filter(pl.col("stage") == "selection", pl.col("measure") == "contrast")
+    effects = table.filter(pl.col("stage") == "selection", pl.col("measure") == "contrast", pl.col("allowed"))
     best = effects.group_by("kind", "vector", "draw", "depth").agg(pl.col("value").max()).sort("depth")
-    controls = best.filter(pl.col("vector") == "random").group_by("depth", maintain_order=True)
-    bounds = controls.agg(
-        middle=pl.col("value").mean(), low=pl.col("value").quantile(0.025), high=pl.col("value").quantile(0.975)
+    random = best.filter(pl.col("vector") == "random").group_by("depth", maintain_order=True)
+    bounds = random.agg(
+        pl.col("value").mean(), low=pl.col("value").quantile(0.025), high=pl.col("value").quantile(0.975)
     )
-    theme.band(
-        axes, bounds["depth"], bounds["middle"], bounds["low"], bounds["high"], label="random vectors (middle 95 %)"
-    )
+    label = "random vectors: mean and middle 95 %"
+    theme.band(axes, bounds["depth"], bounds["value"], bounds["low"], bounds["high"], label=label)
     for kind, line in zip(KINDS, ("-", ":"), strict=True):
         for vector in ("native", "transferred"):
             part = best.filter(pl.col("kind") == kind, pl.col("vector") == vector)
-            axes.plot(
-                part["depth"],
-                part["value"],
-                linestyle=line,
-                marker="o",
-                markersize=3.5,
-                color=_COLOURS[vector],
-                label=f"{vector}, from {kind}s",
-            )
+            axes.plot(part["depth"], part["value"], line, marker="o", markersize=3.5, color=_COLOURS[vector])
+        axes.plot([], [], line, color="black", label=f"from {kind}s")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xlabel("relative depth")
 
