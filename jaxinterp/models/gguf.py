@@ -32,11 +32,6 @@ class GgufCheckpoint:
         self._names = gguf_families.names(path, self.file.metadata, shapes)
         self._layout = gguf_families.FAMILIES[self.file.metadata["general.architecture"]]
 
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """The file's own key-value pairs (the tokenizer's among them)."""
-        return self.file.metadata
-
     def keys(self) -> list[str]:
         """Hugging Face names of the tensors."""
         return list(self._names)

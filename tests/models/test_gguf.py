@@ -131,7 +131,7 @@ def assert_same_as_transformers(path):
         found = ours.read(key)
         assert found.shape == ours.shape(key)
         assert found.dtype == np.float32 and found.flags.owndata and found.flags.c_contiguous
-        np.testing.assert_array_equal(found, theirs[key], err_msg=key)
+        assert np.array_equal(found, theirs[key]), key
     theirs = json.loads(config.to_json_string(use_diff=False))
     differing = {key for key, value in ours.config.items() if theirs.get(key, value) != value}
     assert differing <= {"architectures", "query_pre_attn_scalar"}
