@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import polars as pl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxinterp.analysis import geometry, statistics, transfer
 from jaxinterp.experiments.claims import Claim
-from jaxinterp.figures import theme
+from jaxinterp.figures import embedding_alignment
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import vocabularies
 
@@ -203,54 +202,7 @@ def figure(table: pl.DataFrame) -> Figure:
     Returns:
         The figure.
     """
-    drawn = theme.panels(3, width=9.6, height=3.6, width_ratios=[1.25, 1, 1])
-    _draw_correlations(drawn.axes[0], table.filter(pl.col("part") == "correlation"))
-    colours = {DIRECTIONS[0]: theme.BLUE, DIRECTIONS[1]: theme.RED}
-    lines = {"least_squares": "-", "procrustes": ":"}
-    maps = table.filter(pl.col("part") == "map")
-    for axes, measure in zip(drawn.axes[1:], ("top-1", "cosine"), strict=True):
-        here = maps.filter(pl.col("measure") == measure)
-        for direction, colour in colours.items():
-            for method, line in lines.items():
-                chosen = pl.col("direction") == direction, pl.col("method") == method
-                part = here.filter(*chosen).sort("pairs")
-                label = f"{direction}, {method.replace('_', ' ')}"
-                theme.curve(axes, part["pairs"], part["value"], part["low"], part["high"], colour, label)
-                axes.containers[-1].lines[0].set_linestyle(line)
-        shuffled = here.filter(pl.col("control"))
-        axes.axhline(
-            shuffled["value"].mean(), color=theme.GREY, linestyle="--", linewidth=1.1, label="fitted on shuffled pairs"
-        )
-        axes.set_xscale("log")
-        axes.set_xlabel("training pairs")
-        axes.set_ylim(-0.05, 1.02)
-    drawn.axes[1].set_title("Held-out token found among all")
-    drawn.axes[1].set_ylabel("top-1 share")
-    drawn.axes[2].set_title("Held-out cosine")
-    drawn.axes[2].set_ylabel("cosine to the true row (centred)")
-    theme.legend_below(drawn, columns=4)
-    return drawn
-
-
-def _draw_correlations(axes: Axes, table: pl.DataFrame) -> None:
-    kinds = (
-        ("r", theme.BLUE, "all matched tokens"),
-        ("r of words", theme.GREEN, "words only"),
-        ("relabelled", theme.GREY, "null: tokens relabelled"),
-        ("relabelled within rank bins", theme.ORANGE, "null: relabelled within rank bins"),
-    )
-    present = [kind for kind in kinds if kind[0] in table["measure"].to_list()]
-    width = 0.8 / len(present)
-    for place, (measure, colour, label) in enumerate(present):
-        part = table.filter(pl.col("measure") == measure)
-        x = np.array([list(VARIANTS).index(name) for name in part["method"]]) + (place + 0.5) * width - 0.4
-        errors = np.clip([part["value"] - part["low"], part["high"] - part["value"]], 0, None)
-        axes.bar(x, part["value"], width * 0.92, color=colour, label=label)
-        axes.errorbar(x, part["value"], yerr=errors, fmt="none", ecolor="black", elinewidth=1, capsize=2)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(VARIANTS)), ["raw", "centred", "centred,\n3 directions out"])
-    axes.set_title("Pairwise cosines agree")
-    axes.set_ylabel("Pearson's r between the models")
+    return embedding_alignment.draw(table)
 
 
 def check(table: pl.DataFrame) -> list[Claim]:

@@ -14,22 +14,25 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 import polars as pl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import jaxinterp as ji
 from jaxinterp.analysis import concept_vectors, statistics
 from jaxinterp.analysis.concept_vectors import NextWord, Push
+from jaxinterp.experiments import steering_vectors
 from jaxinterp.experiments.claims import Claim
-from jaxinterp.figures import theme
+from jaxinterp.experiments.steering_vectors import KINDS, Candidate, Side
+from jaxinterp.figures import steering_effects
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import concepts
 
 PAPER = "lee2025geometry"
 
 DIRECTIONS = ("source to target", "target to source")
-KINDS = ("activation", "embedding")
-"""Mean difference of activations over contrast sentences; mean embedding of the concept's words."""
+Cell = tuple[int, float]
+"""Index of the depth, and scale."""
+Pick = tuple[Candidate, int, Cell]
+"""A vector, the concept it is tried on, and the layer and scale that it chose."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,50 +67,6 @@ class Config:
     """Of the random vectors, the texts and the bootstrap."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A direction that may steer, at every layer under test.
-
-    Attributes:
-        concept: Index of the concept it stands for; `None` for a random one, which is tried on all.
-        kind: One of `KINDS`, or `"random"`.
-        vector: `native`, `transferred`, `shuffled` or `random`.
-        draw: Which of several controls.
-        units: Vectors of length one [depth, embedding].
-    """
-
-    concept: int | None
-    kind: str
-    vector: str
-    draw: int
-    units: np.ndarray
-
-    def labels(self) -> dict:
-        """Columns of the table that say which it is."""
-        return {"kind": self.kind, "vector": self.vector, "draw": self.draw}
-
-
-@dataclasses.dataclass(frozen=True)
-class Side:
-    """One of the two models, and what is known of its concepts.
-
-    Attributes:
-        model: The model.
-        layers: Blocks under test, one for each depth.
-        words: For each concept the ids of its words.
-        directions: Kind -> [concept, depth, embedding], not yet of length one.
-        norms: Mean norm of the activation differences over concepts [depth].
-        halves: Split-half cosine of the activation differences [concept, depth].
-    """
-
-    model: LanguageModel
-    layers: tuple[int, ...]
-    words: list[concepts.WordIds]
-    directions: dict[str, np.ndarray]
-    norms: np.ndarray
-    halves: np.ndarray
-
-
 def run(
     config: Config, models: Mapping[str, LanguageModel], inputs: Mapping[str, Mapping[str, np.ndarray]]
 ) -> pl.DataFrame:
@@ -129,13 +88,20 @@ def run(
     Raises:
         ValueError: A concept is unknown, the alignment is missing or was made for other models.
     """
-    chosen = [_find_concept(name) for name in config.concepts]
-    maps = _check_maps(inputs, models)
+    chosen = steering_vectors.find_concepts(config.concepts)
+    maps = steering_vectors.check_maps(inputs, models)
     names = ("source", "target")
     vocabularies = [models[name].require_tokenizer() for name in names]
     ids = [concepts.word_ids(concept, *vocabularies) for concept in chosen]
     sides = {
-        name: _side(config, models[name], chosen, [entry[place] for entry in ids], maps[f"{name} mean"])
+        name: steering_vectors.build_side(
+            models[name],
+            chosen,
+            [entry[place] for entry in ids],
+            maps[f"{name} mean"],
+            depths=config.depths,
+            seed=config.seed,
+        )
         for place, name in enumerate(names)
     }
     rows: list[dict] = []
@@ -149,65 +115,6 @@ def run(
     return table.with_columns(pl.col("value", "low", "high", "scale").cast(pl.Float64))
 
 
-def _find_concept(name: str) -> concepts.Concept:
-    if name not in concepts.CONCEPTS:
-        raise ValueError(f"there is no concept {name!r}; there are {', '.join(concepts.CONCEPTS)}")
-    return concepts.CONCEPTS[name]
-
-
-def _check_maps(inputs: Mapping, models: Mapping[str, LanguageModel]) -> Mapping[str, np.ndarray]:
-    if "alignment" not in inputs:
-        raise ValueError("steering needs the arrays of the alignment; pass them as inputs={'alignment': arrays}")
-    maps = inputs["alignment"]
-    wanted = [models[name].architecture.embedding for name in ("source", "target")]
-    shape = list(maps[f"{DIRECTIONS[0]}/least_squares"].shape)
-    if shape != wanted:
-        raise ValueError(f"the alignment maps {shape[0]} to {shape[1]} dimensions, but the models have {wanted}")
-    return maps
-
-
-def _side(
-    config: Config,
-    model: LanguageModel,
-    chosen: Sequence[concepts.Concept],
-    words: list[concepts.WordIds],
-    average: np.ndarray,
-) -> Side:
-    blocks = model.architecture.layers
-    layers = tuple(min(blocks - 1, round(depth * blocks)) for depth in config.depths)
-    unique = sorted(set(layers))
-    places = [unique.index(layer) for layer in layers]
-    read = [concept_vectors.activation_differences(model, concept.sentences, unique)[places] for concept in chosen]
-    table = np.asarray(model.weights()["W_E"], np.float32)
-    embedded = np.stack([concept_vectors.embedding_direction(table, entry, average) for entry in words])
-    activation = np.stack([differences.mean(axis=1) for differences in read])
-    return Side(
-        model=model,
-        layers=layers,
-        words=words,
-        directions={"activation": activation, "embedding": np.repeat(embedded[:, None], len(layers), axis=1)},
-        norms=np.linalg.norm(activation, axis=-1).mean(axis=0),
-        halves=np.stack([concept_vectors.split_half_cosine(part, splits=20, seed=config.seed) for part in read]),
-    )
-
-
-def _candidates(
-    config: Config, direction: str, giver: Side, taker: Side, maps: Mapping[str, np.ndarray]
-) -> Iterator[Candidate]:
-    shuffled = maps[f"{direction}/shuffled"][: config.shuffled_maps]
-    for kind in KINDS:
-        for concept, (own, other) in enumerate(zip(taker.directions[kind], giver.directions[kind], strict=True)):
-            carried = other @ maps[f"{direction}/least_squares"]
-            yield Candidate(concept, kind, "native", 0, concept_vectors.unit(own))
-            yield Candidate(concept, kind, "transferred", 0, concept_vectors.unit(carried))
-            for draw, wrong in enumerate(shuffled):
-                yield Candidate(concept, kind, "shuffled", draw, concept_vectors.unit(other @ wrong))
-    rng = np.random.default_rng([config.seed, DIRECTIONS.index(direction)])
-    for draw in range(config.random_vectors):
-        vector = concept_vectors.unit(rng.normal(size=taker.model.architecture.embedding))
-        yield Candidate(None, "random", "random", draw, np.repeat(vector[None], len(taker.layers), axis=0))
-
-
 def _steer(
     config: Config,
     direction: str,
@@ -216,13 +123,22 @@ def _steer(
     chosen: Sequence[concepts.Concept],
     maps: Mapping[str, np.ndarray],
 ) -> Iterator[dict]:
-    candidates = list(_candidates(config, direction, giver, taker, maps))
+    candidates = list(
+        steering_vectors.candidates(
+            giver,
+            taker,
+            maps[f"{direction}/least_squares"],
+            maps[f"{direction}/shuffled"][: config.shuffled_maps],
+            random_vectors=config.random_vectors,
+            rng=np.random.default_rng([config.seed, DIRECTIONS.index(direction)]),
+        )
+    )
     yield from _describe(config, taker, candidates, chosen)
     cells = [(slot, scale) for slot in range(len(taker.layers)) for scale in config.scales]
-    grid = [_push(taker, candidate, cell) for candidate in candidates for cell in cells]
+    grid = [candidate.push(taker, *cell) for candidate in candidates for cell in cells]
     prompts = concepts.SELECTION_PROMPTS[: config.selection_prompts]
     tried = _measure(config, taker, prompts, grid, f"choosing layers and scales, {direction}")
-    picks: list[tuple[Candidate, int, tuple[int, float]]] = []
+    picks: list[Pick] = []
     for index, candidate in enumerate(candidates):
         here = slice(index * len(cells), (index + 1) * len(cells))
         kl = tried.kl[here].mean(axis=1)
@@ -240,16 +156,11 @@ def _steer(
     yield from _write_samples(config, taker, picks, chosen)
 
 
-def _push(side: Side, candidate: Candidate, cell: tuple[int, float], layer: int | None = None) -> Push:
-    slot, scale = cell
-    return Push(side.layers[slot] if layer is None else layer, candidate.units[slot] * (scale * side.norms[slot]))
-
-
 def _measure(config: Config, side: Side, prompts: Sequence[str], pushes: list[Push], label: str) -> NextWord:
     return concept_vectors.next_word_effects(side.model, prompts, pushes, side.words, rows=config.rows, progress=label)
 
 
-def _cell_labels(config: Config, side: Side, cell: tuple[int, float]) -> dict:
+def _cell_labels(config: Config, side: Side, cell: Cell) -> dict:
     return {"layer": side.layers[cell[0]], "depth": config.depths[cell[0]], "scale": cell[1]}
 
 
@@ -274,14 +185,14 @@ def _evaluate(
     config: Config,
     direction: str,
     taker: Side,
-    picks: Sequence[tuple[Candidate, int, tuple[int, float]]],
+    picks: Sequence[Pick],
     chosen: Sequence[concepts.Concept],
 ) -> Iterator[dict]:
     prompts = concepts.EVALUATION_PROMPTS[: config.evaluation_prompts]
     last = taker.model.architecture.layers - 1
-    pushes = [_push(taker, candidate, cell) for candidate, _, cell in picks]
+    pushes = [candidate.push(taker, *cell) for candidate, _, cell in picks]
     direct = [index for index, (candidate, _, _) in enumerate(picks) if candidate.vector in ("native", "transferred")]
-    pushes += [_push(taker, *picks[index][::2], layer=last) for index in direct]
+    pushes += [picks[index][0].push(taker, *picks[index][2], layer=last) for index in direct]
     found = _measure(config, taker, prompts, pushes, f"held-out prompts, {direction}")
     kept: dict[tuple[int, str, str], np.ndarray] = {}
     for index, (candidate, concept, cell) in enumerate(picks):
@@ -321,7 +232,7 @@ def _ratio(upper: np.ndarray, lower: np.ndarray, seed: int) -> dict:
 def _write_samples(
     config: Config,
     taker: Side,
-    picks: Sequence[tuple[Candidate, int, tuple[int, float]]],
+    picks: Sequence[Pick],
     chosen: Sequence[concepts.Concept],
 ) -> Iterator[dict]:
     """Texts under no vector, the native and transferred ones, and the first random one."""
@@ -334,8 +245,8 @@ def _write_samples(
     ]
     wanted += [pick for pick in picks if pick[0].vector == "random" and pick[0].draw == 0 and pick[1] == 0]
     width = taker.model.architecture.embedding
-    pushes = [(None, Push(taker.layers[0], np.zeros(width, np.float32)))]
-    pushes += [(pick, _push(taker, pick[0], pick[2])) for pick in wanted]
+    pushes: list[tuple[Pick | None, Push]] = [(None, Push(taker.layers[0], np.zeros(width, np.float32)))]
+    pushes += [(pick, pick[0].push(taker, *pick[2])) for pick in wanted]
     for pick, push in pushes:
         steered = ji.steer(taker.model, ji.resid_post(push.layer), push.vector.astype(np.float32))
         texts = ji.generate(
@@ -373,65 +284,7 @@ def figure(table: pl.DataFrame) -> Figure:
     Returns:
         The figure.
     """
-    names = table["concept"].drop_nulls().unique(maintain_order=True).to_list()
-    drawn = theme.panels(
-        len(names), 2 * len(DIRECTIONS), width=max(7.0, 2.9 * len(names) + 0.6), height=9.6, sharey="row"
-    )
-    grid = np.array(drawn.axes).reshape(2 * len(DIRECTIONS), len(names))
-    for place, direction in enumerate(DIRECTIONS):
-        giver, taker = direction.split(" to ")
-        for column, concept in enumerate(names):
-            here = table.filter(pl.col("direction") == direction, pl.col("concept") == concept)
-            _draw_effects(grid[2 * place, column], here)
-            _draw_depths(grid[2 * place + 1, column], here)
-            grid[2 * place, column].set_title(f"{concept}, on the {taker} model")
-        grid[2 * place, 0].set_ylabel(f"held-out prompts:\nchange of log-odds (nats)\ncarried from the {giver} model")
-        grid[2 * place + 1, 0].set_ylabel("selection prompts:\nat the best allowed scale")
-    theme.legend_below(drawn, columns=4)
-    return drawn
-
-
-_COLOURS = {"native": theme.BLUE, "transferred": theme.RED, "shuffled": theme.ORANGE, "random": theme.GREY}
-
-
-def _draw_effects(axes: Axes, table: pl.DataFrame) -> None:
-    effects = table.filter(pl.col("stage") == "evaluation", pl.col("measure") == "contrast")
-    direct = table.filter(pl.col("stage") == "direct path")
-    for place, kind in enumerate(KINDS):
-        for offset, vector in zip((-0.3, -0.12), ("native", "transferred"), strict=True):
-            row = effects.filter(pl.col("kind") == kind, pl.col("vector") == vector)
-            colour = _COLOURS[vector]
-            theme.curve(axes, [place + offset], row["value"], row["low"], row["high"], colour, f"{vector} vector")
-            after = direct.filter(pl.col("kind") == kind, pl.col("vector") == vector)["value"]
-            axes.plot([place + offset + 0.07], after, "o", markersize=4.5, markerfacecolor="white", color=colour)
-        for offset, vector, mark in ((0.1, "shuffled", "x"), (0.3, "random", ".")):
-            part = effects.filter(pl.col("vector") == vector, pl.col("kind").is_in([kind, "random"]))["value"]
-            spread = np.linspace(-0.05, 0.05, len(part))
-            label = {"shuffled": "carried by a shuffled map", "random": "random vector"}[vector]
-            axes.plot(place + offset + spread, part, mark, color=_COLOURS[vector], alpha=0.8, label=label)
-    label = "added after the last block only"
-    axes.plot([], [], "o", markersize=4.5, markerfacecolor="white", color="black", label=label)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(KINDS)), [f"from {kind}s" for kind in KINDS])
-    axes.set_xlim(-0.5, len(KINDS) - 0.5)
-
-
-def _draw_depths(axes: Axes, table: pl.DataFrame) -> None:
-    effects = table.filter(pl.col("stage") == "selection", pl.col("measure") == "contrast", pl.col("allowed"))
-    best = effects.group_by("kind", "vector", "draw", "depth").agg(pl.col("value").max()).sort("depth")
-    random = best.filter(pl.col("vector") == "random").group_by("depth", maintain_order=True)
-    bounds = random.agg(
-        pl.col("value").mean(), low=pl.col("value").quantile(0.025), high=pl.col("value").quantile(0.975)
-    )
-    label = "random vectors: mean and middle 95 %"
-    theme.band(axes, bounds["depth"], bounds["value"], bounds["low"], bounds["high"], label=label)
-    for kind, line in zip(KINDS, ("-", ":"), strict=True):
-        for vector in ("native", "transferred"):
-            part = best.filter(pl.col("kind") == kind, pl.col("vector") == vector)
-            axes.plot(part["depth"], part["value"], line, marker="o", markersize=3.5, color=_COLOURS[vector])
-        axes.plot([], [], line, color="black", label=f"from {kind}s")
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("relative depth")
+    return steering_effects.draw(table)
 
 
 def check(table: pl.DataFrame) -> list[Claim]:
@@ -450,7 +303,10 @@ def check(table: pl.DataFrame) -> list[Claim]:
             here = evaluated.filter(pl.col("direction") == direction, pl.col("concept") == concept)
             random = here.filter(pl.col("vector") == "random")["value"].to_numpy()
             for kind in KINDS:
-                parts = {name: here.filter(pl.col("kind") == kind, pl.col("vector") == name) for name in _COLOURS}
+                parts = {
+                    name: here.filter(pl.col("kind") == kind, pl.col("vector") == name)
+                    for name in ("native", "transferred", "shuffled")
+                }
                 ratios = table.filter(
                     *(pl.col(name) == value for name, value in (("stage", "ratio"), ("direction", direction))),
                     pl.col("concept") == concept,
@@ -477,7 +333,7 @@ def _claims(
         control=by_chance,
         met=bool(native["value"] > random.max()),
     )
-    wrong, bound = parts["shuffled"]["value"].max(), float(np.quantile(random, 0.975))
+    wrong, bound = float(parts["shuffled"]["value"].to_numpy().max()), float(np.quantile(random, 0.975))
     shares = {
         (row["measure"], row["vector"]): f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
         for row in ratios.iter_rows(named=True)

@@ -85,8 +85,8 @@ def test_the_bootstrap_equals_drawing_tokens_when_every_group_is_one_token():
         chosen = rng.integers(0, 40, 40)
         upper = np.triu_indices(40, 1)
         differ = (chosen[:, None] != chosen[None])[upper]
-        cosines = [(rows[chosen] @ rows[chosen].T)[upper][differ] for rows in (a, b)]
-        drawn.append(np.corrcoef(*cosines)[0, 1])
+        first, second = ((rows[chosen] @ rows[chosen].T)[upper][differ] for rows in (a, b))
+        drawn.append(np.corrcoef(first, second)[0, 1])
     assert [low, high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.04)
 
 

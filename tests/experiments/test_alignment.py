@@ -77,7 +77,7 @@ def test_results_do_not_depend_on_when_they_are_made(tmp_path):
 def test_the_figure_is_drawn_from_the_table_and_claims_state_their_controls(related):
     table, _ = related
     drawn = alignment.figure(table)
-    assert len(drawn.axes) == 3 and all(axes.get_xlabel() or axes.get_title() for axes in drawn.axes)
+    assert len(drawn.axes) == 3 and all(axes.get_title(loc="left") for axes in drawn.axes)
     claims = alignment.check(table)
     assert len(claims) == 6
     by_criterion = {claim.criterion: claim for claim in claims}
