@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -142,7 +143,7 @@ def _descend(
     importance = jnp.where(labels, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
     sign = jnp.where(labels, -1.0, 1.0)
 
-    def loss(parameters: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def loss(parameters: Any) -> jax.Array:
         common, scaled = parameters
         difference = unscaled @ scaled
         odds = features @ scaled - midpoint @ difference
@@ -159,8 +160,9 @@ def _descend(
         updates, state = solver.update(grad, state, parameters, value=value, grad=grad, value_fn=loss)
         return (optax.apply_updates(parameters, updates), state), None
 
-    start = (initial.mean(axis=0), jnp.linalg.solve(unscaled, initial[1] - initial[0]))
-    ((common, scaled), _), _ = jax.lax.scan(step, (start, solver.init(start)), length=steps)
+    start: Any = (initial.mean(axis=0), jnp.linalg.solve(unscaled, initial[1] - initial[0]))
+    (best, _), _ = jax.lax.scan(step, (start, solver.init(start)), length=steps)
+    common, scaled = jax.tree_util.tree_leaves(best)
     difference = unscaled @ scaled
     return jnp.stack([common - difference / 2, common + difference / 2])
 

@@ -65,7 +65,7 @@ def bootstrap(
         level: Coverage.
 
     Returns:
-        Lower and upper end. Resamples in which the statistic is not defined (NaN) are left out.
+        Lower and upper end. Resamples in which the statistic is not defined (NaN) are left out; NaN where it never is.
 
     Raises:
         ValueError: If there are no examples.
@@ -78,9 +78,12 @@ def bootstrap(
     if len(values) == 0:
         raise ValueError("no examples to draw from; pass at least one row")
     rng = np.random.default_rng(seed)
-    drawn = [float(statistic(values[rng.integers(0, len(values), len(values))])) for _ in range(n)]
+    drawn = np.array([statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(n)], float)
+    defined = drawn[~np.isnan(drawn)]
+    if len(defined) == 0:
+        return float("nan"), float("nan")
     tail = 100 * (1 - level) / 2
-    low, high = np.nanpercentile(drawn, [tail, 100 - tail])
+    low, high = np.percentile(defined, [tail, 100 - tail])
     return float(low), float(high)
 
 

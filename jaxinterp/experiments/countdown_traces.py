@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxinterp.activations.generate import generate
 from jaxinterp.models.language_model import LanguageModel
-from jaxinterp.tasks import countdown
+from jaxinterp.tasks import countdown, verification
 
 Place = Literal["verdict", "result"]
 """The token that opens the verdict, and the last digit of the result just before it."""
@@ -31,7 +31,7 @@ class Written:
     """
 
     ids: tuple[int, ...]
-    verdicts: tuple[countdown.Verdict, ...]
+    verdicts: tuple[verification.Verdict, ...]
     trace: countdown.Trace
 
 
@@ -50,7 +50,7 @@ class Batch:
     ids: np.ndarray
     mask: np.ndarray
     rows: np.ndarray
-    verdicts: tuple[countdown.Verdict, ...]
+    verdicts: tuple[verification.Verdict, ...]
     order: np.ndarray
 
     @property
@@ -105,11 +105,11 @@ def cut_trace(model: LanguageModel, text: str) -> Written | None:
     """
     tokenizer = model.require_tokenizer()
     ids = tokenizer.encode(text)
-    found = countdown.verdicts(tokenizer, ids)
+    found = verification.verdicts(tokenizer, ids)
     return Written(tuple(ids[: found[-1].open + 1]), tuple(found), countdown.parse(text)) if found else None
 
 
-def pair_members(model: LanguageModel, pair: countdown.MinimalPair) -> list[Written]:
+def pair_members(model: LanguageModel, pair: verification.MinimalPair) -> list[Written]:
     """Both members of a minimal pair, each with the one verdict that would be right.
 
     Args:

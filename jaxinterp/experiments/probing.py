@@ -22,7 +22,7 @@ from jaxinterp.experiments.claims import Claim
 from jaxinterp.experiments.countdown_traces import Place, Written
 from jaxinterp.figures import probe_layers
 from jaxinterp.models.language_model import LanguageModel
-from jaxinterp.tasks import countdown
+from jaxinterp.tasks import countdown, verification
 
 PAPER = "lee2025selfverification"
 
@@ -134,9 +134,11 @@ def _read(
 ) -> Examples:
     """One forward pass per trace gives all its verdicts: what comes later cannot change them."""
     depth, width = model.architecture.layers + 1, model.architecture.embedding
-    features = {position: np.zeros((depth, len(chosen), width), np.float32) for position in POSITIONS}
+    features: dict[Place, np.ndarray] = {
+        position: np.zeros((depth, len(chosen), width), np.float32) for position in POSITIONS
+    }
     labels, accepted = np.zeros(len(chosen), bool), np.zeros(len(chosen), bool)
-    accepting, _ = countdown.verdict_tokens(model.require_tokenizer())
+    accepting, _ = verification.verdict_tokens(model.require_tokenizer())
     for batch in traces.batch_verdicts(written, chosen, batch_size):
         logits, cache = ji.run(model, batch.ids, mask=batch.mask, sites=[ji.embed(), ji.resid_post(...)])
         stream = np.concatenate([cache["embed"][None], cache.stack("resid_post")])
@@ -149,9 +151,9 @@ def _read(
 
 def _pairs(
     written: Sequence[Written], chosen: Sequence[tuple[int, int]], rng: np.random.Generator
-) -> list[countdown.MinimalPair]:
+) -> list[verification.MinimalPair]:
     attempts = ((written[index].trace, written[index].trace.attempts[place]) for index, place in chosen)
-    found = (countdown.minimal_pair(trace, attempt, rng) for trace, attempt in attempts)
+    found = (verification.minimal_pair(trace, attempt, rng) for trace, attempt in attempts)
     return [pair for pair in found if pair is not None]
 
 
@@ -225,7 +227,7 @@ def check(table: pl.DataFrame) -> list[Claim]:
     parts = {name: here.filter(pl.col("measure") == name).sort("layer") for name in here["measure"].unique()}
     probe, shuffled, pairs = parts["balanced accuracy"], parts["shuffled labels"], parts["minimal pairs"]
     blocks = probe.filter(pl.col("layer") >= 0)
-    shares = [float((blocks[column] >= 0.99).mean()) for column in ("value", "low", "high")]
+    shares = [float((blocks[column].to_numpy() >= 0.99).mean()) for column in ("value", "low", "high")]
     early = blocks.filter(pl.col("depth") <= 0.4).sort("value").row(-1, named=True)
     readable = blocks.filter(pl.col("value") >= 0.99)["layer"]
     matched = pairs.filter(pl.col("layer").is_in(readable.implode())).sort("value")

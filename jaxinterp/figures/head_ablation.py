@@ -43,8 +43,9 @@ def draw(table: pl.DataFrame) -> Figure:
 
 def _grid(table: pl.DataFrame, measure: str) -> np.ndarray:
     rows = table.filter(pl.col("measure") == measure)
-    grid = np.full((rows["layer"].max() + 1, rows["head"].max() + 1), np.nan)
-    grid[rows["layer"].to_numpy(), rows["head"].to_numpy()] = rows["value"].to_numpy()
+    layers, columns = rows["layer"].to_numpy(), rows["head"].to_numpy()
+    grid = np.full((layers.max() + 1, columns.max() + 1), np.nan)
+    grid[layers, columns] = rows["value"].to_numpy()
     return grid
 
 
@@ -59,13 +60,15 @@ def _draw_single(axes: Axes, table: pl.DataFrame) -> None:
         frame = Rectangle((head - 0.46, layer - 0.46), 0.92, 0.92, fill=False, edgecolor=theme.RED, linewidth=1.4)
         axes.add_patch(frame)
     axes.plot([], [], "s", fillstyle="none", color=theme.RED, markersize=7, label="attends to the target (> 0.1)")
-    axes.figure.colorbar(image, ax=axes, label="flipped acceptances (%)", shrink=0.85)
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.85)
+    bar.set_label("flipped acceptances (%)", fontsize=9)
+    bar.ax.tick_params(labelsize=9)
     axes.grid(visible=False)
     axes.set_xticks(range(effects.shape[1]))
     axes.set_yticks(range(effects.shape[0]))
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
-    axes.set_title("a  One head zeroed")
+    theme.title(axes, "a  One head zeroed")
 
 
 def _draw_cumulative(axes: Axes, table: pl.DataFrame) -> None:
@@ -75,13 +78,13 @@ def _draw_cumulative(axes: Axes, table: pl.DataFrame) -> None:
         ("rejections kept", theme.ORANGE, "rejections that stay"),
     ):
         rows = curve.filter(pl.col("measure") == measure)
-        percent = [100 * rows[column] for column in ("value", "low", "high")]
+        percent = [100 * rows[column].to_numpy() for column in ("value", "low", "high")]
         theme.curve(axes, rows["n_heads"].to_list(), *percent, colour=colour, label=label)
     axes.set_ylim(-3, 103)
     axes.set_xticks(curve["n_heads"].unique().sort().to_list())
     axes.set_xlabel("heads zeroed, largest single effect first")
     axes.set_ylabel("verdicts (%)")
-    axes.set_title("b  The first few together")
+    theme.title(axes, "b  The first few together")
 
 
 def _draw_sets(axes: Axes, table: pl.DataFrame) -> None:
@@ -98,7 +101,9 @@ def _draw_sets(axes: Axes, table: pl.DataFrame) -> None:
                 axes.plot(
                     100 * rows["value"], height + jitter, "o", color=colour, markersize=2.5, alpha=0.45, clip_on=False
                 )
-                axes.plot(100 * rows["value"].mean(), height, "D", color=colour, markersize=5.5, clip_on=False)
+                axes.plot(
+                    100 * rows["value"].to_numpy().mean(), height, "D", color=colour, markersize=5.5, clip_on=False
+                )
             elif rows.height:
                 value, low, high = (100 * rows[column][0] for column in ("value", "low", "high"))
                 theme.interval(axes, value, height, low, high, colour=colour, label=label)
@@ -109,4 +114,4 @@ def _draw_sets(axes: Axes, table: pl.DataFrame) -> None:
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.6)
     axes.set_xlabel("verdicts (%)")
-    axes.set_title("c  Sets of heads and controls")
+    theme.title(axes, "c  Sets of heads and controls")

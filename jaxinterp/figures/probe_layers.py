@@ -27,7 +27,9 @@ def draw(table: pl.DataFrame) -> Figure:
     for axes, (position, title) in zip(drawn.axes, _TITLES.items(), strict=True):
         here = table.filter(pl.col("position") == position).sort("layer")
         percent = {
-            name: [100 * here.filter(pl.col("measure") == name)[column] for column in ("value", "low", "high")]
+            name: [
+                100 * here.filter(pl.col("measure") == name)[column].to_numpy() for column in ("value", "low", "high")
+            ]
             for name in ("shuffled labels", "minimal pairs", "balanced accuracy")
         }
         layers = here.filter(pl.col("measure") == "balanced accuracy")["layer"].to_list()
@@ -36,7 +38,7 @@ def draw(table: pl.DataFrame) -> Figure:
         axes.axhline(99, color=theme.GREY, linewidth=0.8, linestyle=":", label="criterion: 99 %")
         theme.curve(axes, places, *percent["minimal pairs"], colour=theme.RED, label="minimal pairs")
         theme.curve(axes, places, *percent["balanced accuracy"], colour=theme.BLUE, label="held-out traces")
-        axes.set_title(title)
+        theme.title(axes, title)
         axes.set_xlabel("residual stream after block")
         axes.set_xticks(places, ["embed." if layer < 0 else str(layer) for layer in layers])
         axes.set_ylim(35, 102)

@@ -5,13 +5,13 @@ Figures are built as objects, without pyplot and its global state, so that they 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW = (
     "#0072B2",
@@ -24,11 +24,8 @@ BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW = (
 )
 PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, RED)
 GREY = "#6B6B6B"
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.labelsize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -65,7 +62,17 @@ def panels(columns: int = 1, rows: int = 1, *, width: float = 7.0, height: float
     return figure
 
 
-def curve(axes: Axes, x: Sequence, y: Sequence, low: Sequence, high: Sequence, colour: str, label: str) -> None:
+def title(axes: Axes, text: str) -> None:
+    """A short bold title, left-aligned over the axes.
+
+    Args:
+        axes: Where.
+        text: A letter for the panel and a few words.
+    """
+    axes.set_title(text, loc="left", fontsize=9.5, fontweight="bold")
+
+
+def curve(axes: Axes, x: ArrayLike, y: ArrayLike, low: ArrayLike, high: ArrayLike, colour: str, label: str) -> None:
     """A line with its interval at each point.
 
     Args:
@@ -77,10 +84,10 @@ def curve(axes: Axes, x: Sequence, y: Sequence, low: Sequence, high: Sequence, c
         colour: Of line, markers and interval.
         label: Entry in the legend.
     """
-    y = np.asarray(y, dtype=float)
-    errors = np.clip([y - np.asarray(low, dtype=float), np.asarray(high, dtype=float) - y], 0, None)
+    values = np.asarray(y, dtype=float)
+    errors = np.clip([values - np.asarray(low, dtype=float), np.asarray(high, dtype=float) - values], 0, None)
     style: dict[str, Any] = {"capsize": 2, "elinewidth": 1, "marker": "o", "linewidth": 1.6, "markersize": 4.5}
-    axes.errorbar(x, y, yerr=errors, color=colour, label=label, clip_on=False, **style)
+    axes.errorbar(np.asarray(x), values, yerr=errors, color=colour, label=label, clip_on=False, **style)
 
 
 def interval(axes: Axes, value: float, height: float, low: float, high: float, colour: str, label: str) -> None:
@@ -100,7 +107,7 @@ def interval(axes: Axes, value: float, height: float, low: float, high: float, c
     axes.errorbar([value], [height], xerr=errors, color=colour, label=label, clip_on=False, **style)
 
 
-def band(axes: Axes, x: Sequence, middle: Sequence, low: Sequence, high: Sequence, label: str) -> None:
+def band(axes: Axes, x: ArrayLike, middle: ArrayLike, low: ArrayLike, high: ArrayLike, label: str) -> None:
     """The range of a random or shuffled control, in grey.
 
     Args:
@@ -111,8 +118,9 @@ def band(axes: Axes, x: Sequence, middle: Sequence, low: Sequence, high: Sequenc
         high: Upper end of its range.
         label: Entry in the legend.
     """
-    axes.fill_between(x, np.asarray(low, float), np.asarray(high, float), color=GREY, alpha=0.22, linewidth=0)
-    axes.plot(x, middle, color=GREY, linestyle="--", linewidth=1.1, label=label)
+    places = np.asarray(x)
+    axes.fill_between(places, np.asarray(low, float), np.asarray(high, float), color=GREY, alpha=0.22, linewidth=0)
+    axes.plot(places, np.asarray(middle, float), color=GREY, linestyle="--", linewidth=1.1, label=label)
 
 
 def legend_below(figure: Figure, columns: int = 3) -> None:

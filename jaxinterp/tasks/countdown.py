@@ -11,9 +11,8 @@ A trace starts with the prompt and lists attempts, one a line, until one of them
     </think>
     <answer> 71 - 31 - 12 </answer>
 
-At every `" ("` there are two ways to go on, at a place that can be parsed: this is what makes verification in such
-a model easy to study. This module writes, parses and scores traces, splits the problems and finds the tokens that
-matter. It never sees a model.
+This module draws and splits problems, and writes, parses and scores traces; `jaxinterp.tasks.verification` finds the
+tokens at which a trace is verified. Neither sees a model.
 """
 
 from __future__ import annotations
@@ -27,18 +26,15 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 Split = Literal["test", "validation", "train"]
-Lookalike = Literal["tens", "ones", "swapped", "other"]
 Span = tuple[int, int]
 
-OPEN = " ("
 POSITIVE = ("this works", "success", "correct", "yes", "exactly", "found")
 NEGATIVE = ("incorrect", "wrong", "no", "fail", "different")
-LOOKALIKES: tuple[Lookalike, ...] = ("tens", "ones", "swapped", "other")
 _PREAMBLE_END = "Let's try different"
 _PROBLEM = re.compile(r"Using the numbers \[([\d, ]+)\], create an equation that equals (\d+)\.\n")
 _ATTEMPT = re.compile(r"\n- (?P<chain>[^(\n]+) = (?P<result>-?\d+)(?P<open> \()(?P<verdict>[^)\n]+)\)")
@@ -51,30 +47,6 @@ _OPERATORS: dict[type, Callable] = {
     ast.Div: operator.truediv,
 }
 _SYMBOLS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
-
-
-class Encoder(Protocol):
-    """The part of a tokenizer that this module needs."""
-
-    bos: int | None
-    eos: int | None
-    pad: int | None
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a text."""
-        ...
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of some ids."""
-        ...
-
-    def offsets(self, text: str) -> list[Span]:
-        """Characters of each token."""
-        ...
-
-    def id(self, text: str) -> int:
-        """The one token of exactly this text."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,51 +122,6 @@ class Trace:
     preamble_end: int
     attempts: tuple[Attempt, ...]
     answer: str | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """The tokens of one attempt that matter, as indices into the ids that were given.
-
-    Attributes:
-        valid: Whether the text goes on with acceptance (t_valid) rather than rejection (t_invalid).
-        open: The `" ("` token (t_open).
-        result: The last digit of the result, just before it (t_ans).
-        result_digits: Every digit of the result, without a sign.
-        mentions: For each earlier mention of the target, the tokens of its digits, first digit first.
-        stated: How many of `mentions` stand in the prompt and the preamble, before the search starts.
-    """
-
-    valid: bool
-    open: int
-    result: int
-    result_digits: tuple[int, ...]
-    mentions: tuple[tuple[int, ...], ...]
-    stated: int
-
-    @property
-    def stated_last_digits(self) -> tuple[int, ...]:
-        """Last digit of each mention in prompt and preamble: where the paper measures attention."""
-        return tuple(digits[-1] for digits in self.mentions[: self.stated])
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MinimalPair:
-    """Two prefixes that differ in the target alone, one valid and one not; both end with `" ("`.
-
-    Attributes:
-        text: The trace up to and including `" ("`.
-        twin: The same with every mention of the target replaced.
-        target: The new target.
-        valid: Whether the attempt in `text` reaches its target; in `twin` it is the other way round.
-        kind: How the two targets differ: one digit, swapped digits, or neither.
-    """
-
-    text: str
-    twin: str
-    target: int
-    valid: bool
-    kind: Lookalike
 
 
 def evaluate(expression: str) -> Fraction | None:
@@ -372,105 +299,3 @@ def draw_problems(split: Split, n: int, seed: int) -> list[Problem]:
         if problem.split == split:
             found.setdefault((tuple(sorted(problem.numbers)), problem.target), problem)
     return list(found.values())
-
-
-def verdicts(tokenizer: Encoder, ids: Sequence[int]) -> list[Verdict]:
-    """Find the verdicts of a trace and the tokens that they depend on.
-
-    Args:
-        tokenizer: That of the model which wrote the trace.
-        ids: Tokens of one trace; padding on either side and end-of-text tokens are skipped.
-
-    Returns:
-        One `Verdict` per attempt, in order; positions are indices into `ids`.
-
-    Raises:
-        ValueError: If decoding and encoding do not give the tokens back, so that positions would be guesses.
-    """
-    ids = [int(token) for token in ids]
-    silent = {tokenizer.pad, tokenizer.eos} - {None}
-    first = next((index for index, token in enumerate(ids) if token not in silent), len(ids))
-    last = next((index for index in range(first, len(ids)) if ids[index] in silent), len(ids))
-    text = tokenizer.decode(ids[first:last])
-    if tokenizer.encode(text) != ids[first:last]:
-        raise ValueError(f"the tokens of {text[:60]!r}... do not survive decoding; pass the ids of encode(text)")
-    trace, offsets, opening = parse(text), tokenizer.offsets(text), tokenizer.id(OPEN)
-    token_at = {start: first + index for index, (start, end) in enumerate(offsets) if end > start}
-    found = []
-    for attempt in trace.attempts:
-        opened = token_at.get(attempt.open)
-        if opened is None or ids[opened] != opening:
-            raise ValueError(f"no {OPEN!r} token at character {attempt.open} of {text[:60]!r}...; wrong tokenizer?")
-        digits = tuple(token_at[place] for place in range(*attempt.result_span) if text[place].isdigit())
-        mentions = [span for span in trace.mentions if span[1] <= attempt.open]
-        verdict = Verdict(
-            valid=attempt.valid,
-            open=opened,
-            result=opened - 1,
-            result_digits=digits,
-            mentions=tuple(tuple(token_at[place] for place in range(*span)) for span in mentions),
-            stated=sum(span[1] <= trace.preamble_end for span in mentions),
-        )
-        found.append(verdict)
-    return found
-
-
-def verdict_tokens(tokenizer: Encoder) -> tuple[list[int], list[int]]:
-    """Tokens with which a verdict can start after `" ("`.
-
-    Args:
-        tokenizer: That of a CountDown model.
-
-    Returns:
-        First tokens of the accepting words, and of the rejecting ones ("not T" first).
-    """
-    accepting = [tokenizer.encode(word)[0] for word in POSITIVE]
-    return accepting, [tokenizer.encode(word)[0] for word in ("not 1", *NEGATIVE)]
-
-
-def lookalike(target: int, other: int) -> Lookalike:
-    """How two targets of two digits differ.
-
-    >>> lookalike(28, 82), lookalike(28, 38), lookalike(28, 27), lookalike(28, 31)
-    ('swapped', 'tens', 'ones', 'other')
-    """
-    if str(target) == str(other)[::-1]:
-        return "swapped"
-    same = [a == b for a, b in zip(str(target), str(other), strict=True)]
-    return "tens" if same[1:] == [True] else "ones" if same[:1] == [True] else "other"
-
-
-def minimal_pair(trace: Trace, attempt: Attempt, rng: np.random.Generator) -> MinimalPair | None:
-    """Replace the target so that an attempt's verdict flips, and nothing else changes.
-
-    An accepted attempt gets a target that its result misses: of the four kinds of `lookalike` one is drawn, then a
-    target of that kind. A rejected attempt gets its own result as the target. Earlier attempts stay rejected, and
-    both texts have the same number of digits, hence of tokens.
-
-    Args:
-        trace: Where the attempt stands.
-        attempt: One of `trace.attempts`.
-        rng: Draws the new target; unused for a rejected attempt.
-
-    Returns:
-        The pair, or `None` where no target from 10 to 99 fits.
-    """
-    target = trace.problem.target
-    earlier = {other.result for other in trace.attempts if other.open < attempt.open}
-    reached = attempt.result == target
-    options = [number for number in range(10, 100) if number not in earlier and number != target]
-    if not reached:
-        options = [number for number in options if number == attempt.result]
-    options = [number for number in options if len(str(number)) == len(str(target))]
-    if not options:
-        return None
-    kinds = {kind: [number for number in options if lookalike(target, number) == kind] for kind in LOOKALIKES}
-    possible = [kind for kind, numbers in kinds.items() if numbers]
-    kind = possible[int(rng.integers(len(possible)))]
-    chosen = int(rng.choice(kinds[kind]))
-    end = attempt.open + len(OPEN)
-    twin = list(trace.text[:end])
-    for start, stop in trace.mentions:
-        if stop <= attempt.open:
-            twin[start:stop] = str(chosen)
-    return MinimalPair(text=trace.text[:end], twin="".join(twin), target=chosen, valid=reached, kind=kind)

@@ -43,7 +43,7 @@ def test_agrees_with_scikit_learn(l2):
         weights = np.where(labels, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
         reference = LogisticRegression(C=2 / l2, fit_intercept=False, tol=1e-8, max_iter=2000)
         reference.fit(standard, labels, sample_weight=weights)
-        theirs = reference.predict((held_out[layer] - probe.centre[layer]) / probe.scale[layer])
+        theirs = np.asarray(reference.predict((held_out[layer] - probe.centre[layer]) / probe.scale[layer]))
         difference = probes.balanced_accuracy(ours[layer], truth) - probes.balanced_accuracy(theirs, truth)
         assert abs(difference) <= 1e-3
         assert (ours[layer] == theirs).mean() >= 0.999
