@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint
+import treescope
 from penzai import pz
 from safetensors.numpy import save_file
 
@@ -48,6 +49,11 @@ class LanguageModel(pz.Struct):
             Weight name -> array, axes as in `Architecture.weights()`.
         """
         return decoder.read_weights(self.body)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """What a notebook shows for a model on a line of its own: its tree, to unfold."""
+        tree = treescope.render_to_html(self, ignore_exceptions=True, compressed=False)
+        return {"text/html": tree, "text/plain": f"LanguageModel({self.source})"}
 
     def with_body(self, body: pz.nn.Layer) -> LanguageModel:
         """The same model with another tree."""

@@ -55,6 +55,13 @@ def test_a_model_is_a_frozen_tree_that_crosses_jit():
         model.source = "elsewhere"
 
 
+def test_a_notebook_shows_the_tree():
+    shown = ji.steer(toy(), ji.resid_post(1), np.ones(32))._repr_mimebundle_()
+    assert shown["text/plain"] == "LanguageModel(toy:llama:0)"
+    assert "<script" in shown["text/html"]
+    assert "Steer" in shown["text/html"]
+
+
 @pytest.fixture
 def folder(tmp_path):
     ji.save(toy(), tmp_path / "model")
