@@ -52,7 +52,7 @@ class LanguageModel(pz.Struct):
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         """What a notebook shows for a model on a line of its own: its tree, to unfold."""
-        tree = treescope.render_to_html(self, ignore_exceptions=True, compressed=False)
+        tree = treescope.render_to_html(self, ignore_exceptions=True)
         return {"text/html": tree, "text/plain": f"LanguageModel({self.source})"}
 
     def with_body(self, body: pz.nn.Layer) -> LanguageModel:

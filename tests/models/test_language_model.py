@@ -55,11 +55,12 @@ def test_a_model_is_a_frozen_tree_that_crosses_jit():
         model.source = "elsewhere"
 
 
-def test_a_notebook_shows_the_tree():
-    shown = ji.steer(toy(), ji.resid_post(1), np.ones(32))._repr_mimebundle_()
-    assert shown["text/plain"] == "LanguageModel(toy:llama:0)"
-    assert "<script" in shown["text/html"]
-    assert "Steer" in shown["text/html"]
+def test_a_notebook_shows_the_tree_and_its_edits():
+    model = toy()
+    plain, edited = (each._repr_mimebundle_() for each in (model, ji.steer(model, ji.resid_post(1), np.ones(32))))
+    assert plain["text/plain"] == "LanguageModel(toy:llama:0)"
+    assert "treescope" in plain["text/html"]
+    assert len(edited["text/html"]) > len(plain["text/html"])
 
 
 @pytest.fixture
