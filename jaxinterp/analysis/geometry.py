@@ -12,6 +12,7 @@ shared vocabulary can be used, where the matrices themselves would take gigabyte
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,8 @@ def _correlation(total: Any, squares: Any, x: Any, y: Any, xx: Any, yy: Any, xy:
 
 
 def _energy(values: np.ndarray) -> np.float64:
-    return np.sum(np.square(values, dtype=np.float64))
+    flat = values.ravel().astype(np.float64)
+    return np.float64(flat @ flat)
 
 
 def _energies(a: np.ndarray, b: np.ndarray) -> dict[str, np.float64]:
@@ -128,7 +130,7 @@ def _within_groups(draw: np.random.Generator, groups: np.ndarray) -> np.ndarray:
 
 
 def node_bootstrap(
-    a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int, groups: int = 100, level: float = 0.95
+    a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int, groups: int = 60, level: float = 0.95
 ) -> tuple[float, float]:
     """Interval of the correlation over the choice of tokens.
 
@@ -148,16 +150,19 @@ def node_bootstrap(
         (low, high), the percentile interval.
     """
     draw = np.random.default_rng(seed)
-    dealt = np.array_split(draw.permutation(len(a)), min(groups, len(a)))
+    order = draw.permutation(len(a))
+    a, b = a[order], b[order]
+    edges = np.linspace(0, len(a), min(groups, len(a)) + 1).astype(int)
+    dealt = [slice(first, last) for first, last in itertools.pairwise(edges)]
     counts = draw.multinomial(len(dealt), np.full(len(dealt), 1 / len(dealt)), size=resamples).astype(np.float64)
-    sizes = np.array([len(rows) for rows in dealt], np.float64)
 
     def form(left: np.ndarray | None, right: np.ndarray) -> np.ndarray:
-        sums = [right[rows].sum(axis=0) if left is None else left[rows].T @ right[rows] for rows in dealt]
-        flat = np.stack(sums).reshape(len(dealt), -1).astype(np.float64)
-        return np.einsum("rg,rg->r", counts @ (flat @ flat.T), counts)
+        sums = np.stack([right[rows].sum(axis=0) if left is None else left[rows].T @ right[rows] for rows in dealt])
+        flat = sums.reshape(len(dealt), -1)
+        return np.einsum("rg,rg->r", counts @ (flat @ flat.T).astype(np.float64), counts)
 
     energies = {"x": form(None, a), "y": form(None, b), "xx": form(a, a), "yy": form(b, b), "xy": form(a, b)}
+    sizes = np.diff(edges).astype(np.float64)
     drawn = _correlation(counts @ sizes, counts**2 @ sizes, **energies)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -93,7 +93,8 @@ def fit_maps(
             "give more pairs or use method='ridge'"
         )
     source_mean = source.mean(axis=0, dtype=np.float64)
-    rows = (source - source_mean).astype(np.float32)
+    rows = np.asarray(source, np.float32) - source_mean.astype(np.float32)
+    left_over = rows.sum(axis=0, dtype=np.float64)
     gram = (rows.T @ rows).astype(np.float64)
     penalty = (ridge if method == "ridge" else 1e-9) * np.trace(gram) / width * np.eye(width)
     maps = []
@@ -101,7 +102,7 @@ def fit_maps(
         if len(target) != pairs:
             raise ValueError(f"a map is fitted on pairs: {pairs} source rows stand against {len(target)} target rows")
         target_mean = target.mean(axis=0, dtype=np.float64)
-        cross = (rows.T @ (target - target_mean).astype(np.float32)).astype(np.float64)
+        cross = (rows.T @ np.asarray(target, np.float32)).astype(np.float64) - np.outer(left_over, target_mean)
         if method == "procrustes":
             left, strengths, right = np.linalg.svd(cross, full_matrices=False)
             turn = left @ right

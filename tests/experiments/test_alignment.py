@@ -38,6 +38,8 @@ def test_a_hidden_rotation_is_found(related):
     for variant in alignment.VARIANTS:
         r = one(table, measure="r", method=variant)
         assert r["low"] < r["value"] < r["high"] and r["value"] > 0.9
+        assert one(table, measure="p, relabelled within rank bins", method=variant)["value"] == pytest.approx(1 / 21)
+    for variant in ("raw", "centred"):
         assert one(table, measure="p, relabelled", method=variant)["value"] == pytest.approx(1 / 201)
     for direction in alignment.DIRECTIONS:
         for method in alignment.METHODS:
