@@ -6,7 +6,7 @@ Examples:
     >>> blind = ji.ablate(lm, ji.head(4, 5))
     >>> logits, acts = ji.run(blind, ["Using the numbers [3, 4], "], sites=[ji.resid_post(2)])
     >>> acts["resid_post", 2].shape
-    (1, 10, 256)
+    (1, 8, 256)
 """
 
 import lazy_loader

@@ -37,8 +37,7 @@ class Patch(Edit):
         origin = pz.nx.nmap(_look_up)(self.pairing.untag(_TARGET), positions)
         new = pz.nx.nmap(_take)(self.source.untag(_POSITION), origin)
         if _KV_POSITION in new.named_shape:
-            taken = pz.nx.nmap(_take)(new.untag(_KV_POSITION), kv_positions)
-            new = pz.nx.nmap(jnp.where)(kv_positions >= 0, taken, 0)
+            new = pz.nx.nmap(_take_or_zero)(new.untag(_KV_POSITION), kv_positions)
         return pz.nx.nmap(jnp.where)(origin >= 0, new, value)
 
 
@@ -49,6 +48,11 @@ def _look_up(pairing: jax.Array, position: jax.Array) -> jax.Array:
 
 def _take(row: jax.Array, position: jax.Array) -> jax.Array:
     return row[jnp.clip(position, 0, row.shape[0] - 1)]
+
+
+def _take_or_zero(row: jax.Array, position: jax.Array) -> jax.Array:
+    inside = (position >= 0) & (position < row.shape[0])
+    return jnp.where(inside, _take(row, position), 0)
 
 
 def read_source(place: Place, cache: Cache) -> NamedArray:

@@ -63,8 +63,9 @@ class Cache(Mapping[Address, np.ndarray]):
         """One array with every row moved left by its padding, so that column `p` is the row's token `p`.
 
         Returns:
-            The site's axes; columns beyond a row's end repeat its last one. For attention sites both the query
-            and the key axis are moved. Asking again gives the same array, so that patches from one cache share it.
+            The site's axes; tokens beyond a row's end repeat its last one. For attention sites both the query
+            and the key axis are moved, and keys beyond a row's end are 0. Asking again gives the same array, so
+            that patches from one cache share it.
         """
         if (site, layer) not in self._by_position:
             self._by_position[site, layer] = jnp.asarray(self._move_left(site, layer))
@@ -73,13 +74,15 @@ class Cache(Mapping[Address, np.ndarray]):
     def _move_left(self, site: str, layer: int | None) -> np.ndarray:
         array = self[site, layer]
         names = axes.SITES[site][0]
-        moved = np.minimum(
-            np.argmax(self.mask, axis=1)[:, None] + np.arange(self.mask.shape[1]), self.mask.shape[1] - 1
-        )
+        padding, columns = np.argmax(self.mask, axis=1), np.arange(self.mask.shape[1])
+        moved = padding[:, None] + columns
         for axis in (axes.SEQ, axes.KV_SEQ):
             if axis in names:
                 place = names.index(axis)
                 shape = [1] * array.ndim
                 shape[0], shape[place] = moved.shape
-                array = np.take_along_axis(array, moved.reshape(shape), axis=place)
+                column = moved.reshape(shape)
+                array = np.take_along_axis(array, np.minimum(column, columns[-1]), axis=place)
+                if axis == axes.KV_SEQ:
+                    array = np.where(column <= columns[-1], array, 0)
         return array
