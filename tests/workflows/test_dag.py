@@ -76,7 +76,6 @@ def finished(tmp_path_factory, settings):
     return directory
 
 
-@pytest.mark.slow
 def test_every_stage_leaves_its_artefacts(finished):
     for stage in STAGES:
         folder = finished / "results" / stage
@@ -97,7 +96,6 @@ def test_every_stage_leaves_its_artefacts(finished):
     assert provenance["models"] == {"model": "builtin:countdown-6m-grpo"}
 
 
-@pytest.mark.slow
 def test_the_report_holds_everything(finished):
     page = (finished / "results" / "report.html").read_text()
     for stage in STAGES:
@@ -112,7 +110,6 @@ def test_the_report_holds_everything(finished):
     assert 'src="http' not in page
 
 
-@pytest.mark.slow
 def test_a_second_run_does_nothing(finished, settings):
     before = {path: path.stat().st_mtime_ns for path in (finished / "results").rglob("*") if path.is_file()}
     status, text = finish(snakemake(finished, settings))
@@ -121,7 +118,6 @@ def test_a_second_run_does_nothing(finished, settings):
     assert before == {path: path.stat().st_mtime_ns for path in (finished / "results").rglob("*") if path.is_file()}
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(tmp_path, settings):
     process = snakemake(tmp_path, settings, targets=["models"], start_new_session=True)
     deadline = time.monotonic() + 300
@@ -139,7 +135,6 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, settings):
     assert "Nothing to be done" in text
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overlay", "sentence"),
     [
