@@ -19,11 +19,11 @@ report: "workflows/report/workflow.rst"
 
 include: "workflows/rules/common.smk"
 include: "workflows/rules/models.smk"
-include: "workflows/rules/stages.smk"
 include: "workflows/experiments/alignment.smk"
 include: "workflows/experiments/steering.smk"
 include: "workflows/experiments/probing.smk"
 include: "workflows/experiments/ablation.smk"
+include: "workflows/rules/stages.smk"
 
 
 refuse_unknown_sections()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,16 @@ def test_a_second_run_does_nothing(finished, settings):
     assert status == 0
     assert "Nothing to be done" in text
     assert before == {path: path.stat().st_mtime_ns for path in (finished / "results").rglob("*") if path.is_file()}
+
+
+def test_snakemakes_own_report_holds_the_captions(finished, settings):
+    status, text = finish(snakemake(finished, settings, targets=["--report", "report.zip"]))
+    assert status == 0, text[-4000:]
+    with zipfile.ZipFile(finished / "report.zip") as archive:
+        page = archive.read("report/report.html").decode()
+    for stage in STAGES:
+        assert f"results/{stage}/figure.svg" in page
+    assert "reinforcement learning represents" in page
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path, settings):
