@@ -73,11 +73,10 @@ def sites(model: Model, /) -> None:
         model: The model.
     """
     from jaxinterp import axes
-    from jaxinterp.interventions.edit import axis_sizes
     from jaxinterp.sites import taps
 
     lm = _load(model)
-    sizes = axis_sizes(lm)
+    sizes = lm.architecture.axis_sizes()
     layers: dict[str, list[taps.Address]] = {}
     for address in taps.find_taps(lm.body):
         layers.setdefault(address[0], []).append(address)

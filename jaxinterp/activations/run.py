@@ -203,18 +203,7 @@ def _join(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _refuse_too_much(model: LanguageModel, sites: tuple[Site, ...], rows: int, seq: int) -> None:
-    architecture = model.architecture
-    sizes = {
-        axes.BATCH: rows,
-        axes.SEQ: seq,
-        axes.KV_SEQ: seq,
-        axes.EMBEDDING: architecture.embedding,
-        axes.HEAD: architecture.heads,
-        axes.KV_HEAD: architecture.kv_heads,
-        axes.PROJECTION: architecture.projection,
-        axes.NEURONS: architecture.neurons,
-        axes.VOCABULARY: architecture.vocabulary,
-    }
+    sizes = model.architecture.axis_sizes() | {axes.BATCH: rows, axes.SEQ: seq, axes.KV_SEQ: seq}
     total = 0
     for site in sites:
         part = {**sizes, site.axis: len(site.indices)} if site.axis else sizes

@@ -53,9 +53,9 @@ class Config:
     """Traces with an accepted attempt on which heads are chosen."""
     evaluation: int = 300
     """Other traces with an accepted attempt, on which chosen heads are taken out; and as many rejected attempts."""
-    scan: int = 32
+    scan: int = 24
     """Traces of the selection on which each single head is taken out."""
-    random: int = 24
+    random: int = 16
     """Traces of the evaluation on which each random set is taken out."""
     draws: int = 20
     """Random sets of each kind."""
@@ -115,8 +115,11 @@ def run(config: Config, models: Mapping[str, LanguageModel]) -> pl.DataFrame:
     fewer = head_removal.both_kinds_of(evaluation[: config.random], [], config.batch_size, rng)
     chosen, drawn = _chosen_sets(attention, effects, config), _random_sets(attention, effects, config)
     for removals, verdicts in ((chosen, main), (drawn, fewer)):
+        untouched = head_removal.read_rejections(model, verdicts, Removal("none", []))
         for removal in removals:
-            rejected = head_removal.read_rejections(model, verdicts, removal, cache)
+            rejected = untouched
+            if removal.heads:
+                rejected = head_removal.read_rejections(model, verdicts, removal, cache)
             rows += _evaluation_rows(removal, rejected, verdicts.valid)
     return pl.DataFrame(rows, schema=_COLUMNS)
 

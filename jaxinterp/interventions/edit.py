@@ -68,19 +68,6 @@ class Place:
     selected: NamedArray
 
 
-def axis_sizes(model: LanguageModel) -> dict[str, int]:
-    """Sizes of the model's axes that do not depend on the text."""
-    architecture = model.architecture
-    return {
-        axes.EMBEDDING: architecture.embedding,
-        axes.HEAD: architecture.heads,
-        axes.KV_HEAD: architecture.kv_heads,
-        axes.PROJECTION: architecture.projection,
-        axes.NEURONS: architecture.neurons,
-        axes.VOCABULARY: architecture.vocabulary,
-    }
-
-
 def find_places(model: LanguageModel, sites: Sequence[Site]) -> list[Place]:
     """Resolves selectors on a model; selectors of the same tap are joined.
 
@@ -106,7 +93,7 @@ def find_places(model: LanguageModel, sites: Sequence[Site]) -> list[Place]:
         if axis is None:
             places.append(Place(address, site, pz.nx.wrap(jnp.asarray(True))))
             continue
-        size = axis_sizes(model)[axis]
+        size = model.architecture.axis_sizes()[axis]
         outside = sorted(index for index in indices if not 0 <= index < size)
         if outside:
             raise ValueError(f"{address[0]} of layer {address[1]} has {axis} 0..{size - 1}; there is no {outside[0]}")
@@ -153,7 +140,7 @@ def named_over(model: LanguageModel, place: Place, array: Any, what: str) -> Nam
     if isinstance(array, NamedArray):
         return array
     plain = jnp.asarray(array)
-    sizes = axis_sizes(model)
+    sizes = model.architecture.axis_sizes()
     names = site_axes(place)
     for count in range(len(names) + 1):
         over = names[len(names) - count :]

@@ -15,7 +15,6 @@ from jaxinterp.interventions.edit import (
     NamedArray,
     Place,
     attach_edits,
-    axis_sizes,
     find_places,
     site_axes,
 )
@@ -69,7 +68,7 @@ def project(
 
     def make(place: Place) -> Edit:
         axis = site_axes(place)[-1]
-        width = axis_sizes(model).get(axis)
+        width = model.architecture.axis_sizes().get(axis)
         if rows.ndim != 2 or rows.shape[1] != width:
             raise ValueError(f"basis has shape {list(np.shape(basis))}; at {place.address[0]} it needs rows of {width}")
         orthonormal, triangle = np.linalg.qr(rows.T)

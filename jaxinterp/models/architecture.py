@@ -112,6 +112,17 @@ class Architecture:
         """Whether positions are a table (`W_pos`) rather than rotary."""
         return not self.ropes
 
+    def axis_sizes(self) -> dict[str, int]:
+        """Sizes of the axes that do not depend on the text."""
+        return {
+            axes.EMBEDDING: self.embedding,
+            axes.HEAD: self.heads,
+            axes.KV_HEAD: self.kv_heads,
+            axes.PROJECTION: self.projection,
+            axes.NEURONS: self.neurons,
+            axes.VOCABULARY: self.vocabulary,
+        }
+
     def block_weights(self) -> dict[str, dict[str, int]]:
         """Axes and sizes of one block's canonical weights.
 
