@@ -286,14 +286,14 @@ def check(table: pl.DataFrame) -> list[Claim]:
     ):
         claims.append(
             Claim(
-                criterion=f"As many random heads from outside {name} flip at most 10 % on average",
+                criterion=f"As many random heads from outside {name} flip at most 10 % on average, its interval included",
                 paper="not done",
                 ours=mean,
                 low=low,
                 high=high,
                 n=draws,
                 control=f"the largest of {draws} draws flips {most:.3f}",
-                met=draws > 0 and mean <= 0.1,
+                met=high is not None and high <= 0.1,
             )
         )
     claims.append(
