@@ -286,7 +286,7 @@ def check(table: pl.DataFrame) -> list[Claim]:
     ):
         claims.append(
             Claim(
-                criterion=f"As many random heads from outside {name} flip at most 10 % on average, its interval included",
+                criterion=f"As many random heads from outside {name} flip at most 10 % on average, interval included",
                 paper="not done",
                 ours=mean,
                 low=low,
