@@ -43,7 +43,7 @@ def model_page(model: LanguageModel) -> str:
     with treescope.active_autovisualizer.set_scoped(treescope.ArrayAutovisualizer()):
         if edited:
             marked = pz.select(model.body).at_instances_of(taps.Tap).where(lambda tap: bool(tap.edits))
-            tree = treescope.lowering.render_to_html_as_root(marked.__treescope_root_repr__())
+            tree = treescope.lowering.render_to_html_as_root(marked.__treescope_root_repr__(), compressed=True)
         else:
             tree = treescope.render_to_html(model.body, ignore_exceptions=True)
     head = _HEAD.format(title=html.escape(model.source), facts=html.escape(_facts(model)), edits=text)
