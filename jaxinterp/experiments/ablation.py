@@ -7,6 +7,7 @@ Random sets of heads of the same size say how much of the effect any damage woul
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import countdown
 
 PAPER = "lee2025selfverification"
+
+_LOG = logging.getLogger(__name__)
 
 _COLUMNS = {
     "stage": pl.String,
@@ -99,7 +102,11 @@ def run(config: Config, models: Mapping[str, LanguageModel]) -> pl.DataFrame:
     scanned = head_removal.accepted_of(selection[: config.scan], config.batch_size)
     shape = (model.architecture.layers, model.architecture.heads)
     every = [(layer, head) for layer in range(shape[0]) for head in range(shape[1])]
-    flipped = [head_removal.read_rejections(model, scanned, Removal("single", [head])) for head in every]
+    flipped = []
+    for head in every:
+        if head[1] == 0:
+            _LOG.info("zeroing each head of layer %d of %d", head[0], shape[0])
+        flipped.append(head_removal.read_rejections(model, scanned, Removal("single", [head])))
     effects = np.array([rejected.mean() for rejected in flipped]).reshape(shape)
     rows: list[dict[str, Any]] = []
     for head, rejected in zip(every, flipped, strict=True):
@@ -115,6 +122,7 @@ def run(config: Config, models: Mapping[str, LanguageModel]) -> pl.DataFrame:
     fewer = head_removal.both_kinds_of(evaluation[: config.random], [], config.batch_size, rng)
     chosen, drawn = _chosen_sets(attention, effects, config), _random_sets(attention, effects, config)
     for removals, verdicts in ((chosen, main), (drawn, fewer)):
+        _LOG.info("zeroing %d sets of heads on %d held-out verdicts", len(removals), len(verdicts.valid))
         untouched = head_removal.read_rejections(model, verdicts, Removal("none", []))
         for removal in removals:
             rejected = untouched
@@ -139,6 +147,7 @@ def _write_splits(
     asked = 0
     while len(solved) < wanted and asked < len(problems):
         more = problems[asked : asked + max(wanted - len(solved), 2 * config.batch_size)]
+        _LOG.info("writing traces of %d problems", len(more))
         asked += len(more)
         written += traces.write_traces(
             model, more, max_new_tokens=config.max_new_tokens, batch_size=2 * config.batch_size

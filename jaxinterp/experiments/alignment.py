@@ -8,6 +8,7 @@ steering experiment carries concept vectors over with them.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -21,6 +22,8 @@ from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import vocabularies
 
 PAPER = "lee2025geometry"
+
+_LOG = logging.getLogger(__name__)
 
 DIRECTIONS = ("source to target", "target to source")
 METHODS: tuple[transfer.Fit, ...] = ("least_squares", "procrustes")
@@ -92,6 +95,7 @@ def run(config: Config, models: Mapping[str, LanguageModel]) -> tuple[pl.DataFra
     held, train = order[: config.held_out], order[config.held_out :]
     values: dict[str, np.ndarray] = {"source mean": source.mean(axis=0), "target mean": target.mean(axis=0)}
     for direction, (here, there) in zip(DIRECTIONS, ((source, target), (target, source)), strict=True):
+        _LOG.info("maps from %s", direction)
         for row, name, fitted in _maps(config, direction, here, there, train, held):
             rows += row
             values[name] = fitted
@@ -127,6 +131,7 @@ def _correlations(
     edges = np.quantile(matched.source, np.linspace(0, 1, config.rank_bins + 1)[1:-1])
     bins = np.digitize(matched.source[sample], edges)
     for name, options in VARIANTS.items():
+        _LOG.info("pairwise cosines of %d tokens, %s", len(source), name)
         a, b = geometry.unit_rows(source, **options), geometry.unit_rows(target, **options)
         row = {"part": "correlation", "method": name}
         low, high = geometry.node_bootstrap(a, b, resamples=config.resamples, seed=config.seed)
@@ -134,9 +139,8 @@ def _correlations(
         yield row | {"measure": "r", "value": r, "low": low, "high": high, "n": len(a)}
         r = geometry.cosine_correlation(a[sample], b[sample])
         yield row | {"measure": "r of the sample", "value": r, "n": len(sample)}
-        tests = [("relabelled within rank bins", bins, config.rank_permutations)]
-        if not options["without"]:
-            tests.insert(0, ("relabelled", None, config.permutations))
+        within_bins = ("relabelled within rank bins", bins, config.rank_permutations)
+        tests = [within_bins] if options["without"] else [("relabelled", None, config.permutations), within_bins]
         for null_name, groups, count in tests:
             null = geometry.permutation_null(a[sample], b[sample], permutations=count, seed=config.seed, groups=groups)
             low, high = np.quantile(null, [0.025, 0.975])
