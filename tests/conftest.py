@@ -9,11 +9,19 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir(
 
 import gguf
 import hypothesis
+import jax
 import numpy as np
 import pytest
 
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("project")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Lets go of what a module compiled, so that two workers fit into the memory of a small machine."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
