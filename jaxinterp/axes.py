@@ -16,7 +16,6 @@ KV_HEAD = "kv_head"
 NEURONS = "neurons"
 VOCABULARY = "vocabulary"
 CONTEXT = "context"
-LAYER = "layer"
 COMPONENT = "component"
 
 _STREAM = (BATCH, SEQ, EMBEDDING)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from jaxinterp.sites.selectors import head_name
+
 Head = tuple[int, int]
 """Layer and head, both from 0."""
 
@@ -82,22 +84,10 @@ def draw_sets(shape: tuple[int, int], outside: Iterable[Head], size: int, draws:
     return [[pool[index] for index in sorted(rng.permutation(len(pool))[:size])] for _ in range(draws)]
 
 
-def mask_of(heads: Sequence[Head], shape: tuple[int, int]) -> np.ndarray:
-    """Booleans [layer, head] that are true for the given heads.
-
-    >>> mask_of([(1, 0)], (2, 2)).tolist()
-    [[False, False], [True, False]]
-    """
-    mask = np.zeros(shape, dtype=bool)
-    for head in heads:
-        mask[head] = True
-    return mask
-
-
 def label(heads: Sequence[Head]) -> str:
     """Heads as text.
 
     >>> label([(4, 5), (4, 0)])
     'L4.H5 L4.H0'
     """
-    return " ".join(f"L{layer}.H{head}" for layer, head in heads)
+    return " ".join(head_name(layer, head) for layer, head in heads)

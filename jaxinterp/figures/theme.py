@@ -13,16 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW = (
+BLUE, ORANGE, GREEN, PINK, SKY, RED = (
     "#0072B2",
     "#E69F00",
     "#009E73",
     "#CC79A7",
     "#56B4E9",
     "#D55E00",
-    "#F0E442",
 )
-PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, RED)
 GREY = "#6B6B6B"
 _SETTINGS: dict[Any, Any] = {
     "font.size": 9,

@@ -146,7 +146,6 @@ def side_inputs(
     mask: jax.Array,
     prompt_length: jax.Array | None = None,
     start: int | jax.Array = 0,
-    length: int | None = None,
 ) -> dict[str, NamedArray]:
     """What a forward pass needs besides tokens.
 
@@ -155,13 +154,11 @@ def side_inputs(
         mask: Which slots hold tokens, boolean [batch, kv_seq]; all slots of the keys.
         prompt_length: Tokens of each row's prompt, int [batch]; by default all of them.
         start: Slot of the first query among the keys.
-        length: Number of queries; by default all of `tokens`.
 
     Returns:
         The side inputs that `jaxinterp.models.blocks` describes.
     """
-    seq = tokens.shape[1] if length is None else length
-    query_slots = start + jnp.arange(seq)
+    query_slots = start + jnp.arange(tokens.shape[1])
     key_slots = jnp.arange(mask.shape[1])
     numbers = jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)
     if prompt_length is None:

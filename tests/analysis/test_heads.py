@@ -43,7 +43,5 @@ def test_random_sets_avoid_what_they_must_and_cover_the_rest():
         heads.draw_sets((2, 2), [(0, 0)], size=4, draws=1, seed=0)
 
 
-def test_masks_and_labels():
-    mask = heads.mask_of([(0, 1), (2, 0)], (3, 2))
-    assert mask.sum() == 2 and mask[0, 1] and mask[2, 0]
+def test_no_heads_have_an_empty_label():
     assert heads.label([]) == ""
