@@ -3,11 +3,12 @@ from .activations.generate import Generation as Generation
 from .activations.generate import Sampler as Sampler
 from .activations.generate import generate as generate
 from .activations.generate import generate_tokens as generate_tokens
+from .activations.metrics import kl as kl
+from .activations.metrics import log_prob as log_prob
+from .activations.metrics import logit_diff as logit_diff
 from .activations.run import run as run
 from .activations.sweep import Cell as Cell
 from .activations.sweep import grid as grid
-from .activations.sweep import log_prob as log_prob
-from .activations.sweep import logit_diff as logit_diff
 from .activations.sweep import sweep as sweep
 from .interventions.ablate import ablate as ablate
 from .interventions.patch import patch as patch

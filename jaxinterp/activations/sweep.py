@@ -16,13 +16,12 @@ from penzai import pz
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxinterp import axes
+from jaxinterp.activations.metrics import Measure, Metric, bind_metric
 from jaxinterp.activations.run import Inputs, bucket, compiled_form, pad_rows, prepare
 from jaxinterp.models.decoder import side_inputs
 from jaxinterp.models.language_model import LanguageModel
 
 Labels = dict[str, Any]
-Measure = Callable[[jax.Array], jax.Array]
-Token = str | int | Sequence[int] | np.ndarray
 
 _ROWS = 128
 """Rows, over all cells, in one forward pass of a sweep."""
@@ -67,84 +66,11 @@ def _apply(edit: Callable[..., LanguageModel], setting: Labels, model: LanguageM
     return edit(model, **setting)
 
 
-@pz.pytree_dataclass
-class LogitDiff(pz.Struct):
-    """Logit of one token minus logit of another.
-
-    Attributes:
-        right: Token id, int32 scalar or [batch].
-        wrong: The same for the other token.
-    """
-
-    right: jax.Array
-    wrong: jax.Array
-
-    def __call__(self, logits: jax.Array) -> jax.Array:
-        """Measures last-token logits [batch, vocabulary], in nats [batch]."""
-        rows = jnp.arange(len(logits))
-        return logits[rows, self.right] - logits[rows, self.wrong]
-
-
-@pz.pytree_dataclass
-class LogProb(pz.Struct):
-    """Log-probability of a token.
-
-    Attributes:
-        token: Token id, int32 scalar or [batch].
-    """
-
-    token: jax.Array
-
-    def __call__(self, logits: jax.Array) -> jax.Array:
-        """Measures last-token logits [batch, vocabulary], in nats [batch]."""
-        return jax.nn.log_softmax(logits)[jnp.arange(len(logits)), self.token]
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """A measure whose tokens are not looked up yet.
-
-    Attributes:
-        bind: Model -> measure of last-token logits.
-    """
-
-    bind: Callable[[LanguageModel], Measure]
-
-
-def logit_diff(right: Token, wrong: Token) -> Metric:
-    """Logit of one token minus logit of another, at the last token, in nats.
-
-    Args:
-        right: A token's text or id, or an id for each row.
-        wrong: The same for the other token.
-
-    Returns:
-        A metric for `sweep`.
-    """
-    return Metric(lambda model: LogitDiff(_ids(model, right), _ids(model, wrong)))
-
-
-def log_prob(token: Token) -> Metric:
-    """Log-probability of a token after the last one, in nats.
-
-    Args:
-        token: Its text or id, or an id for each row.
-
-    Returns:
-        A metric for `sweep`.
-    """
-    return Metric(lambda model: LogProb(_ids(model, token)))
-
-
-def _ids(model: LanguageModel, token: Token) -> jax.Array:
-    return jnp.asarray(model.require_tokenizer().id(token) if isinstance(token, str) else token, jnp.int32)
-
-
 def sweep(
     model: LanguageModel,
     prompts: Inputs,
     edits: Sequence[Cell],
-    metric: Metric | Measure,
+    metric: Metric | Callable[[jax.Array], jax.Array],
     mask: Any = None,
     *,
     progress: bool = True,
@@ -172,9 +98,9 @@ def sweep(
     """
     if not edits:
         raise ValueError("there are no edits to sweep; make some with ji.grid")
-    measure = metric.bind(model) if isinstance(metric, Metric) else jax.tree_util.Partial(metric)
     tokens, valid = prepare(model, prompts, mask)
     rows = len(tokens)
+    measure = bind_metric(metric, model, rows)
     limit = model.architecture.context if model.architecture.learned_positions else None
     tokens, valid = pad_rows(tokens, valid, rows, bucket(tokens.shape[1], limit))
     bodies = [compiled_form(cell.edit(model).body) for cell in edits]
@@ -263,7 +189,8 @@ def _last_logits(body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, measure:
     inputs = side_inputs(tokens, mask)
     inputs["read"] = pz.nx.wrap(jnp.full(len(tokens), tokens.shape[1] - 1), axes.BATCH)
     logits = body(pz.nx.wrap(tokens, axes.BATCH, axes.SEQ), **inputs)
-    return measure(logits.unwrap(axes.BATCH, axes.VOCABULARY))
+    values = logits.unwrap(axes.BATCH, axes.VOCABULARY)
+    return measure(values if measure.tokens is None else jnp.take_along_axis(values, measure.tokens, axis=1))
 
 
 def _table(edits: Sequence[Cell], clean: np.ndarray, values: np.ndarray) -> pl.DataFrame:
