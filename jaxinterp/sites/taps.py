@@ -7,10 +7,10 @@ input untouched, so it changes no bit of the logits.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeGuard
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
-import jax
 from penzai import pz
 
 Address = tuple[str, int | None]
@@ -47,8 +47,35 @@ class Tap(pz.nn.Layer):
         return "#e0524d" if self.edits else "#d8d8d8"
 
 
-def _is_tap(node: Any) -> TypeGuard[Tap]:
-    return isinstance(node, Tap)
+_Path = tuple[str | int, ...]
+
+_known: dict[int, tuple[weakref.ref[Any], dict[Address, tuple[_Path, Tap]]]] = {}
+"""Where the taps of the trees in use are, so that a thousand edits of one model walk through it once."""
+
+
+def _locate(body: pz.nn.Layer) -> dict[Address, tuple[_Path, Tap]]:
+    """Address -> (attribute names and indices that lead there, tap), in the order of the forward pass."""
+    known = _known.get(id(body))
+    if known is not None and known[0]() is body:
+        return known[1]
+    return _remember(body, {tap.address: (path, tap) for path, tap in _walk(body, ())})
+
+
+def _remember(body: pz.nn.Layer, found: dict[Address, tuple[_Path, Tap]]) -> dict[Address, tuple[_Path, Tap]]:
+    key = id(body)
+    _known[key] = (weakref.ref(body, lambda _: _known.pop(key, None)), found)
+    return found
+
+
+def _walk(node: Any, path: _Path) -> Iterator[tuple[_Path, Tap]]:
+    if isinstance(node, Tap):
+        yield path, node
+    elif isinstance(node, list | tuple):
+        for number, child in enumerate(node):
+            yield from _walk(child, (*path, number))
+    elif isinstance(node, pz.nn.Layer):
+        for field in dataclasses.fields(node):
+            yield from _walk(getattr(node, field.name), (*path, field.name))
 
 
 def find_taps(body: pz.nn.Layer) -> dict[Address, Tap]:
@@ -60,8 +87,7 @@ def find_taps(body: pz.nn.Layer) -> dict[Address, Tap]:
     Returns:
         Address -> tap, in the order of the forward pass.
     """
-    leaves = jax.tree_util.tree_leaves(body, is_leaf=_is_tap)
-    return {leaf.address: leaf for leaf in leaves if _is_tap(leaf)}
+    return {address: tap for address, (_, tap) in _locate(body).items()}
 
 
 def replace_edits(body: pz.nn.Layer, edits: Mapping[Address, tuple[pz.nn.Layer, ...]]) -> pz.nn.Layer:
@@ -69,17 +95,38 @@ def replace_edits(body: pz.nn.Layer, edits: Mapping[Address, tuple[pz.nn.Layer, 
 
     Args:
         body: Model tree; it is left as it was.
-        edits: Address -> the edits its tap shall hold.
+        edits: Address -> the edits its tap shall hold; addresses that the tree does not have are left out.
 
     Returns:
-        A tree that shares everything else with `body`.
+        A tree that shares everything else with `body`: only the nodes on the way to those taps are new.
     """
+    found = _locate(body)
+    new = {
+        found[address][0]: dataclasses.replace(found[address][1], edits=layers)
+        for address, layers in edits.items()
+        if address in found
+    }
+    if not new:
+        return body
+    result = _rebuild(body, new)
+    _remember(result, found | {tap.address: (path, tap) for path, tap in new.items()})
+    return result
 
-    def exchange(leaf: Any) -> Any:
-        known = _is_tap(leaf) and leaf.address in edits
-        return dataclasses.replace(leaf, edits=edits[leaf.address]) if known else leaf
 
-    return jax.tree_util.tree_map(exchange, body, is_leaf=_is_tap)
+def _rebuild(node: Any, new: Mapping[_Path, Tap]) -> Any:
+    """The node with taps exchanged, by their path from it."""
+    if () in new:
+        return new[()]
+    below: dict[str | int, dict[_Path, Tap]] = {}
+    for path, tap in new.items():
+        below.setdefault(path[0], {})[path[1:]] = tap
+    if isinstance(node, list | tuple):
+        return type(node)(
+            _rebuild(child, below[number]) if number in below else child for number, child in enumerate(node)
+        )
+    return dataclasses.replace(
+        node, **{str(name): _rebuild(getattr(node, str(name)), part) for name, part in below.items()}
+    )
 
 
 def attach(body: pz.nn.Layer, layers: Iterable[tuple[Address, pz.nn.Layer]]) -> pz.nn.Layer:
