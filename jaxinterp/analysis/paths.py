@@ -52,7 +52,7 @@ class TakeWorld(Edit):
 
     def edited(self, value: NamedArray, **_: Any) -> NamedArray:
         """See `Edit.edited`."""
-        return value.untag(WORLDS)[self.source]
+        return pz.nx.nmap(lambda worlds, source: worlds[source])(value.untag(WORLDS), self.source)
 
 
 def head_input(part: str, layer: int, *indices: int) -> Site:
@@ -199,17 +199,19 @@ class _Choices:
 
 
 def _single_head(group: Sequence[Site]) -> tuple[int | None, int | None]:
-    site = group[0]
-    if len(group) > 1 or site.name != "z" or site.layers is None or len(site.layers) > 1 or len(site.indices) != 1:
-        return None, None
-    return site.layers[0], site.indices[0]
+    match group:
+        case [Site(name="z", layers=(layer,), indices=(index,))]:
+            return layer, index
+        case _:
+            return None, None
 
 
 def _name(site: Site) -> str:
-    if site.axis == axes.HEAD and site.layers is not None and len(site.layers) == len(site.indices) == 1:
-        name = head_name(site.layers[0], site.indices[0])
-        return name if site.name == "z" else f"{name}.{site.name}"
-    return str(site)
+    match site:
+        case Site(axis=axes.HEAD, layers=(layer,), indices=(index,)):
+            return head_name(layer, index) + ("" if site.name == "z" else f".{site.name}")
+        case _:
+            return str(site)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +279,7 @@ class _Plan:
         return layers
 
 
-def _take(selected: np.ndarray, source: np.ndarray, at: Positions, unit: str | None) -> TakeWorld:
+def _take(selected: np.ndarray, source: np.ndarray, at: Positions, unit: str | None) -> Edit:
     names = (WORLDS,) if unit is None or selected.ndim == 1 else (WORLDS, unit)
     which = pz.nx.wrap(jnp.asarray(source, jnp.int32), WORLDS)
     return TakeWorld(pz.nx.wrap(jnp.asarray(selected), *names), at, which)
@@ -319,9 +321,8 @@ def _table(starts: _Choices, ends: _Choices, bounds: np.ndarray, values: np.ndar
     senders, receivers, rows = values.shape
     each = receivers * rows
     clean, corrupted = (np.tile(bound, senders * receivers) for bound in bounds)
-    effect, span = values.reshape(-1) - clean, clean - corrupted
-    normalised = np.divide(effect, span, out=np.full_like(effect, np.nan), where=span != 0)
-    return pl.DataFrame(
+    span = pl.col("clean") - pl.col("corrupted")
+    table = pl.DataFrame(
         {
             "sender": [label for label in starts.labels for _ in range(each)],
             "sender_layer": [layer for layer, _ in starts.heads for _ in range(each)],
@@ -331,8 +332,7 @@ def _table(starts: _Choices, ends: _Choices, bounds: np.ndarray, values: np.ndar
             "clean": clean,
             "corrupted": corrupted,
             "value": values.reshape(-1),
-            "effect": effect,
-            "normalised": pl.Series(normalised, nan_to_null=True),
         },
         schema_overrides={"sender_layer": pl.Int64, "sender_head": pl.Int64},
-    )
+    ).with_columns(effect=pl.col("value") - pl.col("clean"))
+    return table.with_columns(normalised=pl.when(span != 0).then(pl.col("effect") / span))
