@@ -183,7 +183,7 @@ def _one_head(model: LanguageModel, layer: int, head: int) -> dict[str, np.ndarr
 
 
 def _factors(model: LanguageModel, layers: Iterable[int]) -> dict[str, jax.Array]:
-    """Of all heads of some layers: Q, K, V [layer, head, projection, embedding] and O [layer, head, embedding, projection]."""
+    """Q, K, V [layer, head, projection, embedding] and O [layer, head, embedding, projection] of some layers."""
     architecture, weights = model.architecture, model.weights()
     group = architecture.heads // architecture.kv_heads
     parts: dict[str, list[jax.Array]] = {name: [] for name in "QKVO"}
