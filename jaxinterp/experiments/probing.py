@@ -96,7 +96,7 @@ def run(config: Config, models: Mapping[str, LanguageModel]) -> pl.DataFrame:
     twins = _read(model, members, [(index, 0) for index in range(len(members))], config.batch_size)
     rows = []
     for position in POSITIONS:
-        probe, control = probes.fit(
+        probe, control = probes.fit_softmax(
             train.features[position],
             train.labels,
             l2=config.l2,
@@ -168,7 +168,12 @@ def _range(values: np.ndarray) -> dict[str, Any]:
 
 
 def _measure(
-    probe: probes.Probes, control: probes.Probes, position: Place, test: Examples, twins: Examples, seed: int
+    probe: probes.SoftmaxProbes,
+    control: probes.SoftmaxProbes,
+    position: Place,
+    test: Examples,
+    twins: Examples,
+    seed: int,
 ) -> list[dict[str, Any]]:
     predicted = probe.scores(test.features[position]) > 0
     accuracy = probes.balanced_accuracy(predicted, test.labels)
