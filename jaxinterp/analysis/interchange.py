@@ -117,11 +117,11 @@ def iia(
         Geiger et al., 2021, "Causal abstractions of neural networks", arXiv:2106.02997.
     """
     chosen = site or resid_post()
-    held, held_up_to = _names(held), _names(held_up_to)
+    held, held_up_to = group_names(pairs, held), group_names(pairs, held_up_to)
     default = [name for name in pairs.positions if name not in (*held, *held_up_to)]
     exchanges = []
     for _, layer in chosen.addresses(model.body):
-        for name in default if groups is None else _names(groups):
+        for name in default if groups is None else group_names(pairs, groups):
             labels = {"layer": layer, "positions": name}
             exchanges.append(Exchange(labels, chosen, layer, name, basis, weights, up_to, held, held_up_to))
     parts = []
@@ -152,9 +152,6 @@ def predictions(
     """
     if not exchanges:
         raise ValueError("there is nothing to exchange; choose a group of positions that is not held")
-    for exchange in exchanges:
-        for name in (exchange.group, *exchange.held, *exchange.held_up_to):
-            pairs.group(name)
     sites = _reads(model, exchanges)
     holding = any(exchange.held or exchange.held_up_to for exchange in exchanges)
     count = len(pairs)
@@ -181,10 +178,31 @@ def predictions(
             other[fresh] = logits.argmax(axis=1)[: len(fresh)]
             bar.advance(task, len(fresh))
     cells = len(exchanges)
-    labels = {name: np.repeat([e.labels[name] for e in exchanges], count) for name in exchanges[0].labels}
+    labels = {name: [e.labels[name] for e in exchanges for _ in range(count)] for name in exchanges[0].labels}
     ids = {"expected": pairs.expected, "clean": own, "counterfactual": other}
     said = {"pair": np.tile(np.arange(count), cells), "predicted": predicted.reshape(-1)}
     return pl.DataFrame(labels | said | {name: np.tile(column, cells) for name, column in ids.items()})
+
+
+def evaluate(
+    model: LanguageModel, splits: Mapping[str, Pairs], exchanges: Sequence[Exchange], *, progress: bool = True
+) -> pl.DataFrame:
+    """Interchange intervention accuracy of some exchanges on several sets of pairs.
+
+    Args:
+        model: The unedited model.
+        splits: Name -> pairs.
+        exchanges: See `predictions`.
+        progress: Whether to show a bar on stderr.
+
+    Returns:
+        What `accuracy` gives, with a column `split` behind the labels.
+    """
+    parts = [
+        predictions(model, pairs, exchanges, progress=progress).with_columns(pl.lit(split).alias("split"))
+        for split, pairs in splits.items()
+    ]
+    return accuracy(pl.concat(parts), [*exchanges[0].labels, "split"])
 
 
 def accuracy(table: pl.DataFrame, cells: Sequence[str]) -> pl.DataFrame:
@@ -212,6 +230,15 @@ def accuracy(table: pl.DataFrame, cells: Sequence[str]) -> pl.DataFrame:
     )
 
 
+def group_names(pairs: Pairs, groups: Sequence[str] | str) -> tuple[str, ...]:
+    """Names of groups of tokens, one or several, that the pairs have.
+
+    Raises:
+        ValueError: They do not have one of them.
+    """
+    return tuple(pairs.group(name) for name in ([groups] if isinstance(groups, str) else groups))
+
+
 def _said(logits: jax.Array) -> jax.Array:
     return jnp.argmax(logits, axis=-1).astype(jnp.float32)  # exact: no vocabulary has 2^24 tokens
 
@@ -230,7 +257,3 @@ def _reads(model: LanguageModel, exchanges: Sequence[Exchange]) -> list[Site]:
         elif exchange.layer is not None:
             layers.update(range(exchange.layer + 1) if exchange.up_to or exchange.held_up_to else [exchange.layer])
     return [Site(name, tuple(sorted(layers)) if layers else None) for name, layers in needed.items()]
-
-
-def _names(groups: Sequence[str] | str) -> tuple[str, ...]:
-    return (groups,) if isinstance(groups, str) else tuple(groups)

@@ -14,7 +14,7 @@ from jaxinterp import axes
 from jaxinterp.interventions.edit import Edit, NamedArray, Place, attach_edits, find_places, site_axes
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.sites.cache import Cache
-from jaxinterp.sites.positions import Positions, everywhere
+from jaxinterp.sites.positions import At, Positions, everywhere
 from jaxinterp.sites.selectors import Site
 from jaxinterp.sites.taps import Address
 
@@ -150,6 +150,8 @@ def interchange(
         pairs = position_table(positions, len(lengths))
         targets, sources = pairs[..., 0], resolve_positions(pairs[..., 1], lengths)
     named_targets = pz.nx.wrap(jnp.asarray(targets, jnp.int32), axes.BATCH, _CHOICE)
+    where = everywhere() if positions is None else At(named_targets)
+    where = where if at is None else where & at
 
     def make(place: Place) -> Edit:
         site_name, layer = place.address
@@ -169,7 +171,7 @@ def interchange(
                     raise ValueError(f"weights have shape {list(jnp.shape(amounts))}; the basis has {len(kept)} rows")
                 named_weights = pz.nx.wrap(jnp.asarray(amounts, jnp.float32), axes.COMPONENT)
         source = _read(cache, origin, sources)
-        edit = Interchange(place.selected, at or everywhere(), source, named_targets, named_basis, named_weights)
+        edit = Interchange(place.selected, where, source, named_targets, named_basis, named_weights)
         return edit if acts else edit.neutral()
 
     return attach_edits(model, find_places(model, [site]), make)
