@@ -75,14 +75,12 @@ def test_the_planted_plane_moves_the_variable_without_the_sign():
 
 
 def test_a_leak_is_stopped_by_holding():
-    """Block 0's value reaches the last token in block 1, unless the last token is held at its clean values."""
-    leaks = iia(MODEL, PAIRS, ji.resid_post(0, 1), "value", up_to=True, progress=False)
-    assert [cell(leaks, layer, "value")["iia"] for layer in (0, 1)] == [1.0, 1.0]
-    held = iia(MODEL, PAIRS, ji.resid_post(0, 1), "value", up_to=True, held="last", progress=False)
-    assert [cell(held, layer, "value", answer="clean")["iia"] for layer in (0, 1)] == [1.0, 1.0]
-    partly = iia(MODEL, PAIRS, ji.resid_post(0, 1), "value", held_up_to="last", progress=False)
-    assert [cell(partly, layer, "value")["iia"] for layer in (0,)] == [1.0], "block 1 still writes"
-    assert cell(partly, 1, "value", answer="clean")["iia"] == 1.0
+    """Block 0's value reaches the last token in block 1, unless the last token is held there at its clean values."""
+    below = iia(MODEL, PAIRS, groups="value", up_to=True, held_up_to="last", progress=False)
+    assert cell(below, 0, "value")["iia"] == 1.0, "block 1 still writes"
+    assert cell(below, 1, "value", answer="clean")["iia"] == 1.0
+    everywhere = iia(MODEL, PAIRS, groups="value", up_to=True, held="last", progress=False)
+    assert [cell(everywhere, layer, "value", answer="clean")["iia"] for layer in (0, 1)] == [1.0, 1.0]
 
 
 def test_a_random_model_shows_nothing():
@@ -97,7 +95,7 @@ def test_pairs_that_the_model_gets_wrong_are_left_out():
     kept = pairs_for(answers=(wrong, ANSWERS[1]))
     assert kept.counts == {"made": COUNT, "clean": COUNT - 7, "counterfactual": COUNT, "both": COUNT - 7}
     np.testing.assert_array_equal(kept.expected, planted.answer(B, S)[7:])
-    assert iia(MODEL, kept, ji.resid_post(0), "value", progress=False)["iia"][0] == 1.0
+    np.testing.assert_array_equal(kept.clean, PAIRS.clean[7:])
 
 
 @pytest.mark.parametrize(
