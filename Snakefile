@@ -2,6 +2,7 @@
 #   snakemake --profile workflows/profiles/local
 #   snakemake --profile workflows/profiles/local probing                      one experiment alone
 #   snakemake --profile workflows/profiles/local --configfile mine.yaml       other models or settings
+#   snakemake --profile workflows/profiles/local benchmarks                   measure against the peers, on an idle machine
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -24,6 +25,7 @@ include: "workflows/experiments/steering.smk"
 include: "workflows/experiments/probing.smk"
 include: "workflows/experiments/ablation.smk"
 include: "workflows/rules/stages.smk"
+include: "workflows/rules/benchmarks.smk"
 
 
 refuse_unknown_sections()

@@ -251,6 +251,52 @@ def bench(model: Model, /, *, output: Path) -> None:
         print(f"{row['measurement']}: {row['value']:.4g} {row['unit']}{limit}")
 
 
+def export(model: Model, /, *, output: Path) -> None:
+    """Write a model as a Hugging Face folder in float32, which other libraries can read.
+
+    Args:
+        model: The model.
+        output: The folder to make.
+    """
+    import jaxinterp as ji
+
+    ji.save(_load(model), output)
+
+
+def benchmark(model: Model, /, *, workers: Path, environments: Path, output: Path, config: str = "{}") -> None:
+    """Do the same work with this package and with its peers, in turn, and write what each needed.
+
+    Args:
+        model: A Hugging Face folder in float32, such as `export` writes.
+        workers: The folder of the peers' scripts; workflows/peers in a checkout.
+        environments: The folder of the peers' virtual environments, made by `snakemake benchmarks`.
+        output: The table to write (.parquet; a .csv appears beside it).
+        config: Settings as JSON, or the path of a YAML or JSON file; see workflows/schemas/benchmarks.schema.json.
+    """
+    from jaxinterp import artefacts
+    from jaxinterp.analysis import benchmark as bench
+    from jaxinterp.config import as_dict, load_config, read_settings
+
+    settings = load_config(bench.Settings, read_settings(config), where="benchmarks")
+    launches = bench.find_launches(settings, workers, environments)
+    table = bench.measure(Path(model), launches, settings)
+    artefacts.write_table(table, output, artefacts.provenance(as_dict(settings), [model], settings.sizes.seed))
+
+
+def benchmark_figure(*, table: Path, output: Path) -> None:
+    """Draw the benchmark's figure from its table.
+
+    Args:
+        table: What `benchmark` wrote.
+        output: The figure to write (.svg).
+    """
+    from jaxinterp import artefacts
+    from jaxinterp.figures import benchmark as drawing
+
+    frame, origin = artefacts.read_table(table)
+    artefacts.write_figure(drawing.draw(frame), output, origin)
+
+
 def schema(experiment: Experiment, /, *, output: Path | None = None) -> None:
     """Print the JSON schema of an experiment's settings, or write it.
 
@@ -362,7 +408,9 @@ def main() -> None:
     arguments = sys.argv[1:]
     traceback = arguments[:1] == ["--traceback"]
     app = tyro.extras.SubcommandApp()
-    for verb in (inspect, sites, generate, fetch, toy, experiments, run, figure, check, schema, report, bench):
+    models = (inspect, sites, generate, fetch, export, toy)
+    reproductions = (experiments, run, figure, check, schema, report)
+    for verb in (*models, *reproductions, bench, benchmark, benchmark_figure):
         app.command(verb)
     try:
         _show_progress()

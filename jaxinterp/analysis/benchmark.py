@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -28,6 +29,7 @@ _LOG = logging.getLogger(__name__)
 Start = Literal["cold", "cold, compiled before", "first", "warm"]
 Kind = Literal["absolute", "relative", "sets", "accuracy"]
 OURS = "jaxinterp"
+PEERS = (OURS, "torch", "transformer_lens", "nnsight", "pyvene", "scikit_learn", "faiss")
 GATE = 1e-4
 ACCURACY_GATE = 1e-3
 
@@ -74,7 +76,7 @@ FASTER = {
     ("w2_all", "torch", "hooks"): 1.0,
     ("w3_patching", "transformer_lens", None): 12.0,
     ("w3_patching", "nnsight", "invokes batched"): 3.0,
-    ("w3_patching", "torch", "loop that restarts at the edited layer"): 3.0,
+    ("w3_patching", "torch", "restarting loop"): 3.0,
     ("w4_heads", "transformer_lens", None): 6.0,
     ("w5_generate", "torch", "hook"): 1.3,
     ("w7_probes", "scikit_learn", None): 1.0,
@@ -95,6 +97,7 @@ class Settings:
     """What is measured.
 
     Attributes:
+        peers: Whom to ask, in the order of the table.
         tasks: Which tasks; all if empty.
         reference: The peer to agree with, for all tasks; each task's own if empty.
         repeats: Timed repetitions, after a first run.
@@ -105,6 +108,7 @@ class Settings:
         sizes: How large the workloads are.
     """
 
+    peers: tuple[str, ...] = PEERS
     tasks: tuple[str, ...] = ()
     reference: str = ""
     repeats: int = 5
@@ -157,6 +161,30 @@ class Measurement:
     error: str | None = None
     difference: float | None = None
     is_reference: bool = False
+
+
+def find_launches(settings: Settings, workers: Path, environments: Path) -> dict[str, Launch]:
+    """How the workers of the peers are started.
+
+    Args:
+        settings: Which peers.
+        workers: The folder of scripts, `worker_<peer>.py`.
+        environments: The folder of virtual environments, one a peer; this package runs in the present one.
+
+    Returns:
+        Peer -> launch.
+
+    Raises:
+        ValueError: A peer has no script, or no environment.
+    """
+    launches = {}
+    for peer in settings.peers:
+        python = Path(sys.executable) if peer == OURS else environments / peer / "bin" / "python"
+        launches[peer] = Launch(python, workers / f"worker_{peer}.py")
+        for path, what in ((launches[peer].script, "script"), (python, "environment")):
+            if not path.exists():
+                raise ValueError(f"the peer '{peer}' has no {what} {path}; `snakemake benchmarks` makes environments")
+    return launches
 
 
 def measure(folder: Path, launches: Mapping[str, Launch], settings: Settings) -> pl.DataFrame:
@@ -253,12 +281,13 @@ class _Bench:
             raise ValueError(f"the worker of {peer} does not start: {said['error']}\n{log.read_text()[-2000:]}")
         variants = [(task, name) for task, name in said["variants"] if task in tasks]
         version = " ".join(f"{name} {number}" for name, number in said["versions"].items())
+        absent = {task: reason for task, reason in said["absent"].items() if task in tasks}
+        found = [Measurement(task, peer, "", "warm", version, error=reason) for task, reason in absent.items()]
         if not variants:
             process.close()
-            return []
+            return found
         processes[peer] = process
         loaded = process.ask("load", folder=str(self.folder), inputs=str(self.place / "inputs.npz"))
-        found = []
         for task, name in variants:
             entry = Measurement(task, peer, name, "first", version, error=loaded.get("error"))
             found.append(entry)

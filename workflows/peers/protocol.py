@@ -14,9 +14,10 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 import numpy as np
@@ -48,11 +49,13 @@ class Worker:
 
     Attributes:
         packages: Distributions whose versions are reported; the first one is the peer.
+        absent: Task -> why the peer cannot do it, where there is nothing to call.
         inputs: The driver's arrays, by name.
         folder: The model.
     """
 
     packages: tuple[str, ...] = ()
+    absent: Mapping[str, str] = MappingProxyType({})
     inputs: Arrays
     folder: Path
 
@@ -94,7 +97,7 @@ def serve(worker: Worker) -> None:
 def _answer(worker: Worker, methods: dict[tuple[str, str], Method], request: dict[str, Any]) -> dict[str, Any]:
     if request["verb"] == "describe":
         versions = {name: importlib.metadata.version(name) for name in worker.packages}
-        return {"versions": versions, "variants": [list(name) for name in methods]}
+        return {"versions": versions, "variants": [list(name) for name in methods], "absent": dict(worker.absent)}
     if request["verb"] == "load":
         worker.folder = Path(request["folder"])
         with np.load(request["inputs"]) as stored:

@@ -1,6 +1,8 @@
 # ruff: noqa: INP001  # scripts, each run in its own environment
 """faiss on the CPU: exact neighbours."""
 
+from types import MappingProxyType
+
 import numpy as np
 from protocol import Arrays, Worker, serve, variant
 
@@ -9,6 +11,7 @@ class FaissWorker(Worker):
     """Its flat index."""
 
     packages = ("faiss-cpu",)
+    absent = MappingProxyType({"w8_weights": "faiss finds neighbours and no weights"})
 
     def load(self) -> None:
         """See `Worker.load`."""

@@ -1,6 +1,8 @@
 # ruff: noqa: INP001  # scripts, each run in its own environment
 """nnsight: traces of the Hugging Face model, one after the other or as many invokes of one trace."""
 
+from types import MappingProxyType
+
 import numpy as np
 import torch
 from protocol import Arrays, serve, variant
@@ -14,6 +16,12 @@ class SightWorker(TorchInputs):
     """Traces as its documentation writes them."""
 
     packages = ("nnsight", "transformers", "torch")
+    absent = MappingProxyType(
+        {
+            "w6_edges": "nnsight has no attribution of edges",
+            "w6_integrated": "nnsight has no integrated gradients",
+        }
+    )
 
     def load(self) -> None:
         """See `Worker.load`."""

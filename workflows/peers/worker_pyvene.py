@@ -1,6 +1,8 @@
 # ruff: noqa: INP001  # scripts, each run in its own environment
 """pyvene: declared interventions on the Hugging Face model."""
 
+from types import MappingProxyType
+
 import torch
 from protocol import Arrays, serve, variant
 from torch_inputs import TorchInputs
@@ -10,6 +12,13 @@ class VeneWorker(TorchInputs):
     """Interventions as its documentation declares them."""
 
     packages = ("pyvene", "transformers", "torch")
+    absent = MappingProxyType(
+        {
+            "w6_attribution": "pyvene has no attribution patching",
+            "w6_edges": "pyvene has no attribution of edges",
+            "w6_integrated": "pyvene has no integrated gradients",
+        }
+    )
 
     def load(self) -> None:
         """See `Worker.load`."""
@@ -25,21 +34,17 @@ class VeneWorker(TorchInputs):
         """The model with some interventions."""
         return self.pyvene.IntervenableModel(list(parts), model=self.model)
 
-    def collecting(self, component: str) -> object:
-        """The model with every layer's component read."""
-        kind = self.pyvene.CollectIntervention
-        parts = [{"layer": layer, "component": component, "intervention_type": kind} for layer in self.layers]
-        return self.intervening(*parts)
+    def part(self, layer: int, component: str, kind: type, **options: object) -> dict[str, object]:
+        """An intervention on the residual stream at every place by itself rather than on all places as one vector."""
+        made = kind(embed_dim=self.model.config.hidden_size, keep_last_dim=True, **options)
+        return {"layer": layer, "component": component, "intervention": made}
 
-    def collect(self, model: object, tokens: torch.Tensor) -> torch.Tensor:
-        """What is read, [layer, rows, seq, width]."""
+    def collect(self, component: str, tokens: torch.Tensor) -> torch.Tensor:
+        """A component of every layer, [layer, rows, seq, width]."""
+        kind = self.pyvene.CollectIntervention
+        model = self.intervening(*(self.part(layer, component, kind) for layer in self.layers))
         (_, kept), _ = model({"input_ids": tokens}, unit_locations={"base": list(range(tokens.shape[1]))})
-        rows = [value.reshape(len(tokens), tokens.shape[1], -1) for value in kept]
-        return (
-            torch.stack(rows)
-            if len(rows) == len(self.layers)
-            else torch.cat(rows).view(len(self.layers), *rows[0].shape)
-        )
+        return torch.stack(kept)
 
     @variant("w1_first")
     def first_logits(self) -> Arrays:
@@ -59,26 +64,27 @@ class VeneWorker(TorchInputs):
     @variant("w2_residuals", "CollectIntervention")
     def read_residuals(self) -> Arrays:
         """The residual stream after every layer, for all texts."""
-        return {"resid_post": self.collect(self.collecting("block_output"), self.ids("w2_tokens")).numpy()}
+        return {"resid_post": self.collect("block_output", self.ids("w2_tokens")).numpy()}
 
     @variant("w2_all", "CollectIntervention")
     def read_all(self) -> Arrays:
         """It has no name for the residual stream within a layer or for attention patterns."""
-        return {"resid_mid": self.collect(self.collecting("block_middle"), self.ids("w2_tokens")).numpy()}
+        return {"resid_mid": self.collect("block_middle", self.ids("w2_tokens")).numpy()}
 
     @variant("w3_patching", "loop with source representations")
     def patch(self) -> Arrays:
         """One pass a cell; the clean residuals are collected once."""
-        clean = self.collect(self.collecting("block_input"), self.ids("w3_clean"))
+        clean = self.collect("block_input", self.ids("w3_clean"))
         tokens = self.ids("w3_corrupted")
         effects = torch.empty(clean.shape[0], tokens.shape[1])
         for layer in self.layers:
-            kind = self.pyvene.VanillaIntervention
-            model = self.intervening({"layer": layer, "component": "block_input", "intervention_type": kind})
-            key = next(iter(model.interventions))
+            model = self.intervening(self.part(layer, "block_input", self.pyvene.VanillaIntervention))
             for position in range(tokens.shape[1]):
-                source = {key: clean[layer][:, position : position + 1]}
-                _, out = model({"input_ids": tokens}, unit_locations={"base": position}, source_representations=source)
+                _, out = model(
+                    {"input_ids": tokens},
+                    unit_locations={"base": position},
+                    source_representations=clean[layer][:, position : position + 1],
+                )
                 effects[layer, position] = self.difference(out.logits[:, -1], "w3")[0]
         return {"logit_diff": effects.numpy()}
 
@@ -88,7 +94,7 @@ class VeneWorker(TorchInputs):
         tokens, heads = self.ids("w4_tokens"), self.model.config.num_attention_heads
         clean = self.difference(self.plain_logits(tokens), "w4")
         effects = torch.empty(len(self.layers), heads, len(tokens))
-        places = list(range(tokens.shape[1]))
+        places = [list(range(tokens.shape[1]))] * len(tokens)
         for layer in self.layers:
             model = self.intervening(
                 {
@@ -99,8 +105,8 @@ class VeneWorker(TorchInputs):
                 }
             )
             for head in range(heads):
-                where = {"base": ([[[head]] * len(tokens), [places] * len(tokens)],)}
-                _, out = model({"input_ids": tokens}, unit_locations={"sources->base": (None, where["base"][0])})
+                where = {"base": [[[[head]] * len(tokens), places]]}
+                _, out = model({"input_ids": tokens}, unit_locations=where)
                 effects[layer, head] = self.difference(out.logits[:, -1], "w4") - clean
         return {"effect": effects.numpy()}
 
@@ -108,13 +114,7 @@ class VeneWorker(TorchInputs):
         """Greedy continuation with something added after some layers, in the prompt and in every step."""
         kind = self.pyvene.AdditionIntervention
         parts = [
-            {
-                "layer": layer,
-                "component": "block_output",
-                "intervention_type": kind,
-                "source_representation": vector,
-            }
-            for layer, vector in added.items()
+            self.part(layer, "block_output", kind, source_representation=vector) for layer, vector in added.items()
         ]
         self.model.generation_config.eos_token_id = None
         _, out = self.intervening(*parts).generate(

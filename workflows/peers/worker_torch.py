@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ class TorchWorker(TorchInputs):
     """Hugging Face's Llama with hooks written by hand, the way one does it without a library."""
 
     packages = ("transformers", "torch")
+    absent = MappingProxyType(
+        {"w6_edges": "transformers has no attribution of edges, and a few hooks are no substitute"}
+    )
 
     def load(self) -> None:
         """See `Worker.load`."""
@@ -125,7 +129,7 @@ class TorchWorker(TorchInputs):
         future = torch.full((q.shape[2], q.shape[2]), -math.inf).triu(1)
         return torch.softmax(q @ k.transpose(2, 3) / math.sqrt(self.width) + future, dim=-1)
 
-    @variant("w3_patching", "loop that restarts at the edited layer")
+    @variant("w3_patching", "restarting loop")
     def patch_restarting(self) -> Arrays:
         """One cell after the other, from the cached residual on."""
         clean, _ = self.residuals(self.ids("w3_clean"))
@@ -137,7 +141,7 @@ class TorchWorker(TorchInputs):
             effects[layer, position] = self.difference(self.from_layer(layer, hidden), "w3")[0]
         return {"logit_diff": effects.numpy()}
 
-    @variant("w3_patching", "positions batched")
+    @variant("w3_patching", "batched")
     def patch_batched(self) -> Arrays:
         """One hooked forward pass a layer, its rows the positions."""
         clean, _ = self.residuals(self.ids("w3_clean"))
@@ -150,7 +154,7 @@ class TorchWorker(TorchInputs):
                 effects.append(self.difference(self.last_logits(tokens), "w3"))
         return {"logit_diff": torch.stack(effects).numpy()}
 
-    @variant("w3_patching", "restarting, positions batched")
+    @variant("w3_patching", "restarting, batched")
     def patch_both(self) -> Arrays:
         """Rows are the positions, and a layer's pass starts from its cached residual."""
         clean, _ = self.residuals(self.ids("w3_clean"))
@@ -162,7 +166,7 @@ class TorchWorker(TorchInputs):
         ]
         return {"logit_diff": torch.stack(effects).numpy()}
 
-    @variant("w4_heads", "heads batched, restarting at the edited layer")
+    @variant("w4_heads", "restarting, batched")
     def ablate_heads(self) -> Arrays:
         """Rows are heads x prompts; a layer's pass starts from its cached residual."""
         before, logits = self.residuals(self.ids("w4_tokens"))

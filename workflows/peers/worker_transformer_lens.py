@@ -70,7 +70,7 @@ class LensWorker(TorchInputs):
             first = first or {site: np.stack([cache[name].numpy() for name in every]) for site, every in names.items()}
         return first
 
-    @variant("w3_patching", "patching.get_act_patch_resid_pre")
+    @variant("w3_patching", "get_act_patch_resid_pre")
     def patch(self) -> Arrays:
         """Its own sweep."""
         from transformer_lens import patching

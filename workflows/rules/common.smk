@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -40,6 +41,21 @@ def caption(name):
 
 def as_json(settings):
     return json.dumps(settings, sort_keys=True)
+
+
+def peers():
+    """Whom the benchmark asks, beside this package itself."""
+    return [peer for peer in config["benchmarks"]["config"]["peers"] if peer != "jaxinterp"]
+
+
+def lock_file(peer):
+    """Every package of a peer's environment, pinned."""
+    return ROOT / "workflows" / "peers" / "locks" / f"{peer}.txt"
+
+
+def text_digest(*paths):
+    """A short hash of some files' texts: what changes them runs a rule again, a mere touch does not."""
+    return hashlib.sha256("".join(path.read_text() for path in paths).encode()).hexdigest()[:12]
 
 
 def model_records(name):
