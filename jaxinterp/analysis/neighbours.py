@@ -42,7 +42,7 @@ def nearest_neighbours(
         metric: `"cosine"` distance is 1 minus the cosine, `"euclidean"` the length of the difference.
         queries: Vectors whose neighbours are looked for, [queries, embedding]; none of the `vectors` is left out then.
             By default the `vectors` themselves.
-        memory: Bytes that the search may take besides two copies of the vectors and of the result.
+        memory: Bytes that the search may take besides three copies of the vectors and two of the result.
 
     Returns:
         Indices into `vectors`, int32 [n or queries, k], nearest first, and their distances, float32 of the same shape.
@@ -67,20 +67,21 @@ def nearest_neighbours(
     if metric == "euclidean":
         centre = among.mean(axis=0)
         among, asked = among - centre, asked - centre
+    among, asked = jnp.asarray(among), jnp.asarray(asked)
     column_block = _block(len(among), k, memory)
     row_block = column_block if queries is None else min(column_block, _block(len(asked), k, memory))
     columns = _pad(among, column_block)
     rows = columns if queries is None else _pad(asked, row_block)
-    halves = jnp.full(len(columns), jnp.inf).at[: len(among)].set(jnp.sum(jnp.square(among), axis=1) / 2)
-    found = jnp.full((len(rows), k), -jnp.inf), jnp.zeros((len(rows), k), jnp.int32)
+    halves = jnp.full(columns.shape[1], jnp.inf).at[: len(among)].set(jnp.sum(jnp.square(among), axis=1) / 2)
+    found = jnp.full((rows.shape[1], k), -jnp.inf), jnp.zeros((rows.shape[1], k), jnp.int32)
     search = partial(_search_block, sizes=(row_block, column_block), itself=queries is None)
-    for row in range(0, len(rows), row_block):
-        for column in range(row if queries is None else 0, len(columns), column_block):
+    for row in range(0, rows.shape[1], row_block):
+        for column in range(row if queries is None else 0, columns.shape[1], column_block):
             mirrored = queries is None and column > row
             found = search(found, rows, columns, halves, row, column, mirrored=mirrored)
     index = found[1][: len(asked)]
     batch = max(1, memory // (16 * k * among.shape[1]))
-    index, squares = _measure(jnp.asarray(asked), jnp.asarray(among), index, batch=min(batch, len(asked)))
+    index, squares = _measure(asked, among, index, batch=min(batch, len(asked)))
     distance = squares / 2 if metric == "cosine" else jnp.sqrt(squares)
     return np.asarray(index), np.asarray(distance)
 
@@ -156,8 +157,10 @@ def _block(n: int, k: int, memory: int) -> int:
     return min(-(-math.ceil(n / math.ceil(n / largest)) // _CHUNK) * _CHUNK, largest // _CHUNK * _CHUNK)
 
 
-def _pad(rows: np.ndarray, block: int) -> jax.Array:
-    return jnp.pad(jnp.asarray(rows), ((0, -len(rows) % block), (0, 0)))
+@partial(jax.jit, static_argnames="block")
+def _pad(rows: jax.Array, block: int) -> jax.Array:
+    """Columns [embedding, n], with zeros up to a whole number of blocks."""
+    return jnp.pad(rows.T, ((0, 0), (0, -len(rows) % block)))
 
 
 @partial(jax.jit, static_argnames=("sizes", "itself", "mirrored"), donate_argnums=0)
@@ -177,9 +180,9 @@ def _search_block(
 
     For a fixed row a, the nearest b has the largest a·b - |b|²/2; for unit vectors the second term is the same for all.
     """
-    left = jax.lax.dynamic_slice_in_dim(rows, row, sizes[0])
-    right = jax.lax.dynamic_slice_in_dim(columns, column, sizes[1])
-    products = jnp.matmul(left, right.T, precision="highest")
+    left = jax.lax.dynamic_slice_in_dim(rows, row, sizes[0], axis=1)
+    right = jax.lax.dynamic_slice_in_dim(columns, column, sizes[1], axis=1)
+    products = jnp.matmul(left.T, right, precision="highest")
     half = jax.lax.dynamic_slice_in_dim(halves, column, sizes[1])
     maxima = (products - half).reshape(sizes[0], -1, _CHUNK).max(axis=2)
     place, chunk = jnp.arange(sizes[0])[:, None, None], _best_chunks(maxima, found[0].shape[1])
