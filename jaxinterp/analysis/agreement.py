@@ -54,7 +54,7 @@ def compare_with_exact(
             raise ValueError(
                 f"several {what} have the same {', '.join(shared)}; add the column that tells them apart, or filter"
             )
-    joined = table.join(measured, on=shared, how="inner", nulls_equal=True)
+    joined = table.join(measured, on=shared, how="inner", nulls_equal=True, maintain_order="left")
     if joined.is_empty():
         raise ValueError(f"the tables have no cell in common; they were matched by {', '.join(shared)}")
     groups = joined.group_by(by, maintain_order=True) if by else [((), joined)]

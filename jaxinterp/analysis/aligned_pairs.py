@@ -100,6 +100,9 @@ def apply_measure(measure: Measure, logits: jax.Array) -> jax.Array:
 
 
 def normalise(effect: pl.Expr) -> pl.Expr:
-    """An effect as a fraction of corrupted minus clean, columns of its table; null where the two are equal."""
-    whole = pl.col("corrupted") - pl.col("clean")
-    return pl.when(whole != 0).then(effect / whole)
+    """An effect as a fraction of corrupted minus clean, columns of its table.
+
+    Null where the two metrics differ by less than 1e-5 of their size, which two programs in float32 do anyway.
+    """
+    whole, size = pl.col("corrupted") - pl.col("clean"), pl.col("corrupted").abs() + pl.col("clean").abs()
+    return pl.when(whole.abs() > 1e-5 * size).then(effect / whole)

@@ -88,7 +88,8 @@ def attribute(
 
     * `path="mask"`: for each tap by itself, all its chosen entries are mixed by the same alpha while every other tap is
       left alone. The effects at one tap add up to that of patching the whole tap; at `resid_pre`, to corrupted
-      minus clean. Costs `steps` forward and backward passes for each tap.
+      minus clean. They share out what entries do together, so that for an entry patched alone the plain gradient may
+      be nearer. Costs `steps` forward and backward passes for each tap.
     * `path="inputs"`: the token embeddings are mixed by alpha, and the gradient at each tap is multiplied by the
       difference between the corrupted and the clean activation (Hanna et al. 2024). Costs `steps` forward and
       backward passes and one forward pass, for all taps.
