@@ -12,7 +12,14 @@ import polars as pl
 
 from jaxinterp import axes
 from jaxinterp.activations.run import Inputs, prepare
-from jaxinterp.analysis.readout import Readout, Translators, read_out, read_residuals, refuse_edits_behind
+from jaxinterp.analysis.readout import (
+    Readout,
+    Translators,
+    check_translators,
+    read_out,
+    read_residuals,
+    refuse_edits_behind,
+)
 from jaxinterp.models.decoder import side_inputs
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.sites.positions import Positions, last
@@ -70,6 +77,8 @@ def logit_lens(
         nostalgebraist 2020, Interpreting GPT: the logit lens; Belrose et al. 2023, arXiv:2303.08112.
     """
     refuse_edits_behind(model)
+    if lens is not None:
+        check_translators(model, lens)
     ids, valid = prepare(model, prompts, mask)
     vocabulary = model.architecture.vocabulary
     if not 1 <= top <= vocabulary:

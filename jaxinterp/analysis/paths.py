@@ -101,8 +101,8 @@ def path_patch(
     nothing is held but the receiver, which takes what it is in `path`; the metric is read there. Behind the norm of
     Gemma's attention output a sender changes what the heads beside it write, as it does in the model.
 
-    The senders and receivers are masks: a table of other ones compiles nothing new, as long as the sites have the
-    same names and the texts the same padded length.
+    The senders and receivers are masks: other ones of the same site names compile nothing new, and a long table goes
+    through one program block by block.
 
     Args:
         model: The model, edited or not; its edits act in all worlds.
@@ -183,6 +183,7 @@ class _Choices:
                     f"a {what} {does} the residual stream, and {site} is held or does not; choose among "
                     f"{', '.join(allowed)}"
                 )
+        groups = [[_with_layers(model, site) for site in group] for group in groups]
         places = [find_places(model, group) for group in groups]
         names = {place.address[0] for group in places for place in group}
         sizes = model.architecture.axis_sizes()
@@ -196,6 +197,12 @@ class _Choices:
                 masks[place.address][number] |= np.asarray(place.selected.data_array)
         labels = [" + ".join(_name(site) for site in group) for group in groups]
         return cls(labels, [_single_head(group) for group in groups], masks)
+
+
+def _with_layers(model: LanguageModel, site: Site) -> Site:
+    """The same site with its layers counted from 0."""
+    found = [layer for _, layer in site.addresses(model.body) if layer is not None]
+    return site if site.layers is None else dataclasses.replace(site, layers=tuple(found))
 
 
 def _single_head(group: Sequence[Site]) -> tuple[int | None, int | None]:

@@ -112,16 +112,8 @@ def read_out(
 
     Returns:
         What the lens shows.
-
-    Raises:
-        ValueError: The translators are of another model.
     """
-    layers, width = model.architecture.layers, model.architecture.embedding
     maps = None if lens is None else (jnp.asarray(lens.changes), jnp.asarray(lens.biases))
-    if maps is not None and maps[0].shape != (layers, width, width):
-        raise ValueError(
-            f"the translators have shape {list(maps[0].shape)}; this model needs {[layers, width, width]}, so fit some"
-        )
     asked = np.zeros(0, np.int32) if answers is None else answers
     count = residuals.shape[1]
     step = min(max(1, _CHUNK_BYTES // (4 * _COPIES * model.architecture.vocabulary)), count)
@@ -172,6 +164,19 @@ def refuse_edits_behind(model: LanguageModel) -> None:
     if late:
         raise ValueError(
             f"the edit at {describe(late)} acts behind the residual stream, where a lens does not look; leave it out"
+        )
+
+
+def check_translators(model: LanguageModel, lens: Translators) -> None:
+    """Refuses translators of another model.
+
+    Raises:
+        ValueError: They do not fit.
+    """
+    wanted = (model.architecture.layers, *2 * (model.architecture.embedding,))
+    if lens.changes.shape != wanted or lens.biases.shape != wanted[:2]:
+        raise ValueError(
+            f"the translators have shape {list(lens.changes.shape)} and this model needs {list(wanted)}; fit some to it"
         )
 
 

@@ -21,19 +21,19 @@ def log_softmax(logits):
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", ["qwen2", "gemma2"])
 def test_the_lens_of_a_layer_is_the_model_that_ends_there(family):
     """The last layer is the model; an earlier one is the model whose later blocks are patched away."""
-    model = toy(family, **({"n_layer": 2} if family == "gpt2" else {"num_hidden_layers": 2}))
+    model = toy(family, num_hidden_layers=2)
     reading = logit_lens(model, TEXTS, tokens=[7, 50], at=ji.at(-1, 1), top=3, batch_size=1)
     assert reading.divergence.shape == (2 * 2 * 2, 4) and reading.top.height == 24 and reading.answers.height == 16
     assert list(reading.divergence.select("prompt", "position").unique(maintain_order=True).iter_rows()) == [
         (0, 1), (0, 5), (1, 1), (1, 3)
     ]  # fmt: skip
-    _, acts = ji.run(model, TEXTS, sites=ji.resid_post())
+    logits, acts = ji.run(model, TEXTS, sites=ji.resid_post())
     for layer in range(2):
         ends_here, _ = ji.run(ji.patch(model, ji.resid_post(1), moved(acts, layer)), TEXTS)
-        predicted, final = log_softmax(ends_here), log_softmax(ji.run(model, TEXTS)[0])
+        predicted, final = log_softmax(ends_here), log_softmax(logits)
         for row, position, slot in ((0, 1, 1), (0, 5, 5), (1, 1, 3), (1, 3, 5)):
             here = {"prompt": row, "position": position, "layer": layer}
             expected, true = predicted[row, slot], final[row, slot]
@@ -54,7 +54,7 @@ def moved(acts, layer):
 
 
 def test_chunks_and_identity_translators_change_nothing(monkeypatch):
-    model = toy("llama")
+    model = toy("llama", num_hidden_layers=2)
     whole = logit_lens(model, TEXTS, tokens=[3], at=ji.everywhere())
     same = logit_lens(model, TEXTS, tokens=[3], at=ji.everywhere(), lens=TunedLens.identity(model))
     for name in ("divergence", "top", "answers"):
@@ -87,10 +87,8 @@ def test_a_planted_translator_is_learned_and_kept(tmp_path):
     again = TunedLens.load(tmp_path / "lens.safetensors")
     np.testing.assert_array_equal(again.changes, tuned.changes)
     assert again.provenance["models"] == ["toy:gpt2:0"] and again.provenance["config"]["steps"] == 300
-    reading = logit_lens(model, texts[:2].tolist(), at=ji.everywhere(), lens=again)
-    plain = logit_lens(model, texts[:2].tolist(), at=ji.everywhere())
-    better = reading.divergence.filter(layer=0)["kl"].mean() / plain.divergence.filter(layer=0)["kl"].mean()
-    assert better < 0.05
+    reading = logit_lens(model, texts, at=ji.everywhere(), lens=again)
+    assert reading.divergence.filter(layer=0)["kl"].mean() < 0.04 * table["logit"][0]
     repeated, _ = fit_tuned_lens(model, texts, **settings)
     np.testing.assert_array_equal(repeated.changes, tuned.changes)
 
@@ -117,7 +115,7 @@ def test_the_tuned_lens_beats_the_logit_lens_on_countdown():
         (lambda lm: logit_lens(lm, TEXTS, tokens=[101]), "outside the vocabulary of 101"),
         (lambda lm: logit_lens(lm, TEXTS, top=0), "top is 0"),
         (lambda lm: logit_lens(lm, TEXTS, at=ji.at(30)), "choose no token"),
-        (lambda lm: logit_lens(lm, TEXTS, lens=TunedLens.identity(toy("gpt2"))), "this model needs"),
+        (lambda lm: logit_lens(lm, TEXTS, lens=TunedLens.identity(toy("gpt2"))), r"this model needs \[2, 32, 32\]"),
         (lambda lm: logit_lens(ji.ablate(lm, ji.ln_final()), TEXTS), "the edit at ln_final"),
         (lambda lm: fit_tuned_lens(lm, TEXTS[:1]), "leaves no text on one side"),
         (lambda lm: fit_tuned_lens(lm, TEXTS, steps=0), "must be positive"),

@@ -21,6 +21,7 @@ FAMILIES = {
 CLEAN = [[3, 1, 4, 1, 5, 9, 2], [2, 7, 1, 8]]
 CORRUPTED = [[3, 1, 7, 1, 5, 9, 6], [2, 9, 1, 8]]
 METRIC = ji.logit_diff(5, 11)
+TWO = ji.at(2)
 
 
 def difference(logits):
@@ -48,33 +49,23 @@ def three_runs(model, senders, receivers, freeze_mlps=False, sender_at=None, rec
 
 
 @pytest.mark.parametrize(
-    ("family", "freeze_mlps", "senders", "receivers"),
+    ("family", "freeze_mlps", "senders", "receivers", "where"),
     [
-        ("llama", False, [ji.head(1, 0), ji.head(0, 1, 3)], [head_input("q", 2, 1), head_input("k", 2, 0)]),
-        ("llama", True, [ji.mlp_out(0)], [ji.mlp_gate(2), ji.mlp_pre(2)]),
-        ("gemma2", False, [ji.head(0, 2)], [head_input("v", 2, 1), head_input("q", 1, 0)]),
-        ("gpt2", True, [ji.head(0, 2), ji.mlp_out(1)], [ji.ln_final()]),
-        ("gpt_neox", False, [ji.head(0, 2), ji.embed()], [head_input("k", 2, 0), ji.mlp_pre(1)]),
+        ("llama", False, [ji.head(1, 0), ji.head(0, 1, 3)], [head_input("q", 2, 1), head_input("k", 2, 0)], {}),
+        ("gemma2", False, [ji.mlp_out(0), ji.head(-2, 2)], [ji.mlp_gate(2), ji.mlp_pre(2), ji.q(1)], {}),
+        ("gpt2", True, [ji.head(0, 2), ji.mlp_out(1)], [ji.ln_final()], {}),
+        ("gpt_neox", False, [ji.head(0, 2), ji.embed()], [ji.v(1)], {"sender_at": ji.at(1, 2), "receiver_at": TWO}),
     ],
 )
-def test_one_program_equals_three_runs(family, freeze_mlps, senders, receivers):
+def test_one_program_equals_three_runs(family, freeze_mlps, senders, receivers, where):
     model = toy(family, **FAMILIES[family])
-    table = path_patch(model, CLEAN, CORRUPTED, METRIC, [senders], [receivers], freeze_mlps=freeze_mlps)
-    value, clean, corrupted = three_runs(model, senders, receivers, freeze_mlps)
+    table = path_patch(model, CLEAN, CORRUPTED, METRIC, [senders], [receivers], freeze_mlps=freeze_mlps, **where)
+    value, clean, corrupted = three_runs(model, senders, receivers, freeze_mlps, **where)
     assert np.abs(value - clean).max() > 1e-3
     np.testing.assert_allclose(table["clean"], clean, atol=1e-4)
     np.testing.assert_allclose(table["corrupted"], corrupted, atol=1e-4)
     np.testing.assert_allclose(table["value"], value, atol=1e-4)
     np.testing.assert_allclose(table["normalised"], (value - clean) / (clean - corrupted), rtol=1e-2, atol=1e-3)
-
-
-def test_positions_of_senders_and_receivers():
-    model = toy("llama", **SMALL)
-    sender, receiver = ji.head(0, 2), head_input("v", 1, 0)
-    where = {"sender_at": ji.at(2), "receiver_at": ji.at(-1)}
-    table = path_patch(model, CLEAN, CORRUPTED, METRIC, [sender], [receiver], **where)
-    expected, _, _ = three_runs(model, [sender], [receiver], **where)
-    np.testing.assert_allclose(table["value"], expected, atol=1e-4)
 
 
 def test_blocks_of_any_size_and_an_edited_model_give_the_same_numbers():
@@ -83,6 +74,7 @@ def test_blocks_of_any_size_and_an_edited_model_give_the_same_numbers():
     whole = path_patch(model, CLEAN, CORRUPTED, METRIC, receivers=receivers, rows_at_once=512)
     parts = path_patch(model, CLEAN, CORRUPTED, METRIC, receivers=receivers, rows_at_once=10)
     assert whole.height == 12 * 3 * 2
+    assert whole["receiver"].unique(maintain_order=True).to_list() == ["L2.H0.q", "L1.H3.q", "L2.resid_post"]
     assert whole.drop("value", "effect", "normalised", "clean", "corrupted").equals(
         parts.drop("value", "effect", "normalised", "clean", "corrupted")
     )
@@ -95,7 +87,7 @@ def test_a_path_that_does_not_exist_has_no_effect():
     model = toy("llama", **SMALL)
     later = path_patch(model, CLEAN, CORRUPTED, METRIC, [ji.head(2, 0)], [head_input("q", 1, 0)])
     np.testing.assert_allclose(later["effect"], 0, atol=1e-5)
-    same = path_patch(model, CLEAN, CLEAN, METRIC, [ji.head(0, 0)])
+    same = path_patch(model, CLEAN, CLEAN, METRIC, [ji.head(0, 0)], [head_input("q", 1, 0)])
     np.testing.assert_allclose(same["effect"], 0, atol=1e-5)
     assert same["normalised"].null_count() == 2
 
