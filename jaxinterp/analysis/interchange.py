@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -155,7 +156,7 @@ def predictions(
     sites = _reads(model, exchanges)
     holding = any(exchange.held or exchange.held_up_to for exchange in exchanges)
     count = len(pairs)
-    step = min(_ROWS, count)
+    step = math.ceil(count / math.ceil(count / _ROWS))
     predicted = np.empty((len(exchanges), count), np.int64)
     own, other = np.empty(count, np.int64), np.empty(count, np.int64)
     columns = (TextColumn("interchange"), BarColumn(), MofNCompleteColumn(), TextColumn("pairs"))

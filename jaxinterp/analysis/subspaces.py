@@ -2,7 +2,8 @@
 
 DAS learns a rotation and DCM a mask, by the same descent: the parameters of all cells (layers, seeds, controls) are
 stacked, every block carries the interchange, and a number says in which blocks it acts. So one compiled step serves
-whatever layer a cell is about, and many cells at a time.
+whatever layer a cell is about, and many cells at a time. Tokens in front of the first one that is exchanged never
+change: their keys and values are read once, and a step runs the rest of the text alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -20,10 +21,11 @@ import optax
 from penzai import pz
 
 from jaxinterp import axes
-from jaxinterp.activations.run import bucket, forward_pass, pad_rows, run
+from jaxinterp.activations.run import run
 from jaxinterp.analysis.pairs import Pairs
 from jaxinterp.interventions.edit import Edit
 from jaxinterp.interventions.interchange import Interchange
+from jaxinterp.models.decoder import side_inputs
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.sites.positions import At
 from jaxinterp.sites.selectors import Site
@@ -32,7 +34,25 @@ from jaxinterp.sites.taps import Address, attach
 Objective = Literal["log_prob", "logit"]
 
 MEMORY = 2 * 2**30
-"""Bytes of activations that a training step may keep for its gradient; as many cells run together as fit."""
+"""Bytes of activations that a training step may keep for its gradient; as many cells run together as fit. Also the
+bytes of keys and values of earlier tokens that may be held; where there are more, whole texts are run."""
+
+
+@pz.pytree_dataclass
+class Precede(pz.nn.Layer):
+    """Puts keys (or values) of earlier columns in front of those that pass.
+
+    Attributes:
+        earlier: [batch, seq, kv_head, projection].
+    """
+
+    earlier: pz.nx.NamedArray
+
+    def __call__(self, value: pz.nx.NamedArray, /, **_: Any) -> pz.nx.NamedArray:
+        """Returns all of them."""
+        names = (axes.SEQ, axes.KV_HEAD, axes.PROJECTION)
+        both = pz.nx.nmap(lambda old, new: jnp.concatenate([old, new.astype(old.dtype)]))
+        return both(self.earlier.untag(*names), value.untag(*names)).tag(*names)
 
 
 @pz.pytree_dataclass
@@ -40,8 +60,10 @@ class Material(pz.Struct):
     """What an interchange of some pairs is made of.
 
     Attributes:
-        tokens: Clean prompts, int [pair, seq].
-        mask: Which of them are tokens, boolean [pair, seq].
+        tokens: The last columns of the clean prompts, from the first exchanged token on, int [pair, seq].
+        mask: Which columns of the whole prompts are tokens, boolean [pair, kv_seq].
+        keys: Keys of the columns in front of those, of every block, [block, pair, column, kv_head, projection].
+        values: Their values.
         source: Counterfactual activations at the chosen tokens of every block, [block, pair, choice, width].
         targets: The tokens they go to, int [pair, choice].
         own: Clean activations of each group of tokens that is held, [block, pair, choice, width].
@@ -50,6 +72,8 @@ class Material(pz.Struct):
 
     tokens: jax.Array
     mask: jax.Array
+    keys: jax.Array
+    values: jax.Array
     source: jax.Array
     targets: jax.Array
     own: tuple[jax.Array, ...]
@@ -159,22 +183,44 @@ def prepare_material(
         held: Groups of tokens that are held at their clean values somewhere.
 
     Returns:
-        The material, with prompts padded to the length that is compiled for.
+        The material.
     """
     table = pairs.positions[group]
     source = gather(model, pairs.counterfactual, pairs.counterfactual_mask, addresses, table[..., 1])
     clean = [gather(model, pairs.clean, pairs.clean_mask, addresses, pairs.positions[name][..., 0]) for name in held]
-    context = model.architecture.context if model.architecture.learned_positions else None
-    length = bucket(pairs.clean.shape[1], context)
-    tokens, mask = pad_rows(pairs.clean, pairs.clean_mask, len(pairs), length)
+    padding = np.argmax(pairs.clean_mask, axis=1)[:, None]
+    first = min(int((pairs.positions[name][..., 0] + padding).min()) for name in (group, *held))
+    sizes = model.architecture
+    column = 8 * sizes.layers * len(pairs) * sizes.kv_heads * sizes.projection
+    first = first if column * first <= MEMORY else 0
+    keys, values = _read_earlier(model, pairs, first)
     return Material(
-        jnp.asarray(tokens),
-        jnp.asarray(mask),
+        jnp.asarray(pairs.clean[:, first:]),
+        jnp.asarray(pairs.clean_mask),
+        keys,
+        values,
         jnp.asarray(source),
         jnp.asarray(table[..., 0], jnp.int32),
         tuple(jnp.asarray(array) for array in clean),
         tuple(jnp.asarray(pairs.positions[name][..., 0], jnp.int32) for name in held),
     )
+
+
+def _read_earlier(
+    model: LanguageModel, pairs: Pairs, columns: int, batch_size: int = 64
+) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of the first columns of the clean prompts, [block, pair, column, kv_head, projection]."""
+    count, layers = len(pairs), range(model.architecture.layers)
+    step = min(batch_size, count)
+    parts = []
+    for first in range(0, count, step):
+        rows = np.arange(first, first + step) % count
+        sites = [Site("k"), Site("v")]
+        _, cache = run(model, pairs.clean[rows], pairs.clean_mask[rows], sites=sites, logits=None)
+        read = [[cache[site.name, layer][: count - first, :columns] for layer in layers] for site in sites]
+        parts.append(np.asarray(read))
+    keys, values = np.concatenate(parts, axis=2)
+    return jnp.asarray(keys), jnp.asarray(values)
 
 
 def draw_rows(count: int, batch: int, steps: int, rng: np.random.Generator) -> np.ndarray:
@@ -210,7 +256,7 @@ def descend(
         The parameters, [cell, ...], and the loss before each step, in nats, [cell, step].
     """
     cells, steps, batch = lessons.rows.shape
-    together = min(cells, _cells_that_fit(model, batch, material.tokens.shape[1]))
+    together = min(cells, _cells_that_fit(model, batch, material.tokens.shape[1], material.mask.shape[1]))
     learned = np.empty(parameters.shape, np.float32)
     losses = np.empty((cells, steps), np.float32)
     optimizer = optax.adam(course.learning_rate)
@@ -242,10 +288,8 @@ def _step(
 ) -> tuple[jax.Array, optax.OptState, jax.Array]:
     def loss(own: jax.Array, lesson: Lessons) -> jax.Array:
         rows = lesson.rows[step]
-        edits = list(_edits(material, fixed, own, lesson, rows, course))
-        edited = attach(body, edits)
-        logits, _ = forward_pass(edited, material.tokens[rows], material.mask[rows], sites=(), logits="last")
-        assert logits is not None
+        edited = attach(body, [*_edits(material, fixed, own, lesson, rows, course), *_earlier(material, rows)])
+        logits = _last_logits(edited, material.tokens[rows], material.mask[rows])
         values = jax.nn.log_softmax(logits) if course.objective == "log_prob" else logits
         score = values[jnp.arange(len(rows)), lesson.expected[rows]].mean()
         return -score + lesson.penalty * jnp.abs(own).sum()
@@ -254,6 +298,20 @@ def _step(
     updates, state = optax.adam(course.learning_rate).update(slopes, state)
     parameters = jnp.asarray(optax.apply_updates(parameters, updates))
     return jnp.clip(parameters, 0, 1) if course.bounded else parameters, state, losses
+
+
+def _last_logits(body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    seq = tokens.shape[1]
+    inputs = side_inputs(tokens, mask, start=mask.shape[1] - seq)
+    read = pz.nx.wrap(jnp.full(len(tokens), seq - 1), axes.BATCH)
+    return body(pz.nx.wrap(tokens, axes.BATCH, axes.SEQ), read=read, **inputs).unwrap(axes.BATCH, axes.VOCABULARY)
+
+
+def _earlier(material: Material, rows: jax.Array) -> Iterator[tuple[Address, pz.nn.Layer]]:
+    for site, kept in (("k", material.keys), ("v", material.values)):
+        for block in range(len(kept)):
+            array = pz.nx.wrap(kept[block][rows], axes.BATCH, axes.SEQ, axes.KV_HEAD, axes.PROJECTION)
+            yield (site, block), Precede(array)
 
 
 def _edits(
@@ -276,9 +334,10 @@ def _edits(
     return edits
 
 
-def _cells_that_fit(model: LanguageModel, batch: int, seq: int) -> int:
+def _cells_that_fit(model: LanguageModel, batch: int, seq: int, kv_seq: int) -> int:
     """How many cells' activations fit, by what a block keeps of each token for its gradient."""
     sizes = model.architecture
-    block = 20 * sizes.embedding + 5 * sizes.neurons + 4 * sizes.heads * seq
-    row = 4 * (seq * sizes.layers * block + 3 * sizes.vocabulary)
+    token = 20 * sizes.embedding + 5 * sizes.neurons + 4 * sizes.heads * kv_seq
+    earlier = 4 * kv_seq * sizes.kv_heads * sizes.projection
+    row = 4 * (sizes.layers * (seq * token + earlier) + 3 * sizes.vocabulary)
     return max(1, MEMORY // (row * batch))

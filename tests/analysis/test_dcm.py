@@ -9,6 +9,8 @@ from jaxinterp.analysis import subspaces
 from jaxinterp.analysis.dcm import fit_dcm, singular_vectors
 from jaxinterp.analysis.pairs import make_pairs
 from jaxinterp.analysis.subspaces import gather
+from jaxinterp.interventions.interchange import interchange
+from jaxinterp.models.toy import toy
 from tests.analysis import moved_variable as planted
 
 MODEL = planted.planted_model()
@@ -77,6 +79,28 @@ def test_up_to_a_layer_every_block_has_its_mask_and_held_tokens_stay():
     assert cell(masks, 1, "mask", penalty=0.1, answer="clean")["iia"] == 1.0
     assert (masks.masks[0, 0, 1] == 0).all(), "block 1 lies behind block 0"
     assert masks.losses[0, 0, -5:].mean() < 0.5 * masks.losses[1, 0, -5:].mean()
+
+
+@pytest.mark.parametrize(("family", "size"), [("gemma2", {"num_hidden_layers": 2}), ("gpt2", {"n_layer": 2})])
+def test_a_step_computes_what_an_interchange_does(family, size, monkeypatch):
+    """A mask of ones in a basis of 5, by one pass of the last tokens alone and by a whole run of the edited model."""
+    monkeypatch.setattr("jaxinterp.analysis.dcm.evaluate", lambda *_, **__: None)
+    model = toy(family, **size)
+    rng = np.random.default_rng(0)
+    clean, other = ([rng.integers(100, size=size).tolist() for size in (9, 7, 9, 8)] for _ in range(2))
+    pairs = make_pairs(model, clean, other, [3, 4, 5, 6], {"near the end": [(-2, -3)], "end": [(-1, -1)]})
+    rows = np.linalg.qr(rng.normal(size=(32, 5)))[0].T
+    settings = {"basis": {0: rows, 1: rows}, "epochs": 1, "batch_size": 2, "held_out": 0.5, "progress": False}
+    masks = fit_dcm(model, pairs, ji.resid_post(0, 1), "near the end", held="end", **settings)
+    train, _ = pairs.split(0, 0.5)
+    _, source = ji.run(model, train.counterfactual, train.counterfactual_mask, sites=[ji.resid_post()])
+    _, own = ji.run(model, train.clean, train.clean_mask, sites=[ji.resid_post()])
+    for layer in (0, 1):
+        edited = interchange(model, ji.resid_post(layer), source, rows, positions=[(-2, -3)])
+        edited = interchange(edited, ji.resid_post(), own, positions=[(-1, -1)])
+        logits, _ = ji.run(edited, train.clean, train.clean_mask, logits="last")
+        expected = 0.1 * 5 - logits[[0, 1], train.expected].mean()
+        np.testing.assert_allclose(masks.losses[layer, 0, 0], expected, atol=1e-4)
 
 
 def test_singular_vectors_span_what_there_is():
