@@ -31,7 +31,7 @@ class Minimum(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    """One layer, one penalty, one set of labels, with the inverse curvature bound that all label sets share."""
+    """One layer, one penalty, one set of labels, with the curvature bound that all label sets share, as `inverse`."""
 
     features: jax.Array
     sign: jax.Array
@@ -113,14 +113,17 @@ def minimise(
 
     def one_layer(layer: Any) -> Minimum:
         x, offsets, penalties = layer
-        gram = x.T @ x / 4
+        gram = _gram(x) / 4
 
         def one_penalty(strength: jax.Array) -> Minimum:
             bias_step = jnp.float32(4 / len(x) if with_bias else 0)
             inverse = _inverse(gram, strength)
-            problem = _Problem(x, sign, importance, offsets, strength, inverse, bias_step)
-            over_labels = _Problem(None, 0, 0, 0, None, None, None)
-            return jax.vmap(partial(_descend, tolerance=tolerance, steps=steps), in_axes=(over_labels,))(problem)
+
+            def one_set(signs: jax.Array, weight: jax.Array, middle: jax.Array) -> Minimum:
+                problem = _Problem(x, signs, weight, middle, strength, inverse, bias_step)
+                return _descend(problem, tolerance=tolerance, steps=steps)
+
+            return jax.vmap(one_set)(sign, importance, offsets)
 
         return jax.lax.map(one_penalty, penalties)
 
@@ -128,12 +131,18 @@ def minimise(
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), found)
 
 
+def _gram(x: jax.Array) -> jax.Array:
+    """Products of all pairs of columns; one of the two corners off the diagonal mirrors the other."""
+    left, right = jnp.split(x, [x.shape[1] // 2], axis=1)
+    corner = left.T @ right
+    return jnp.block([[left.T @ left, corner], [corner.T, right.T @ right]])
+
+
 def _inverse(gram: jax.Array, penalty: jax.Array) -> jax.Array:
-    """Inverse of the curvature bound; what is added to keep it positive in float32 changes the way, not the end."""
+    """Inverse lower factor of the curvature bound; what keeps it positive in float32 changes the way, not the end."""
     least = 1e-6 * jnp.trace(gram)
     factor = jnp.linalg.cholesky(gram + jnp.diag(jnp.maximum(penalty, least)))
-    half = jax.scipy.linalg.solve_triangular(factor, jnp.eye(len(gram)), lower=True)
-    return half.T @ half
+    return jax.scipy.linalg.solve_triangular(factor, jnp.eye(len(gram)), lower=True)
 
 
 def _odds(problem: _Problem, weights: jax.Array, bias: jax.Array) -> jax.Array:
@@ -149,7 +158,7 @@ def _gradient(problem: _Problem, weights: jax.Array, odds: jax.Array) -> jax.Arr
 
 
 def _precondition(problem: _Problem, gradient: jax.Array) -> jax.Array:
-    return jnp.append(gradient[:-1] @ problem.inverse, gradient[-1] * problem.bias_step)
+    return jnp.append((problem.inverse @ gradient[:-1]) @ problem.inverse, gradient[-1] * problem.bias_step)
 
 
 def _descend(problem: _Problem, *, tolerance: float, steps: int) -> Minimum:

@@ -222,9 +222,8 @@ def _merge(
     scores = jnp.concatenate([values, scores], axis=1)
     values, place = jax.lax.top_k(scores, values.shape[1])
     indices = jnp.take_along_axis(jnp.concatenate([indices, local + column], axis=1), place, axis=1)
-    return tuple(
-        jax.lax.dynamic_update_slice(part, new, start) for part, new in zip(found, (values, indices), strict=True)
-    )
+    update = jax.lax.dynamic_update_slice
+    return update(found[0], values, start), update(found[1], indices, start)
 
 
 @partial(jax.jit, static_argnames="batch")

@@ -94,12 +94,12 @@ def _parts(labels: np.ndarray, split: np.ndarray | None, seed: int) -> dict[str,
 
 def _fit_chosen(taken: dict[str, Any], sets: np.ndarray, C: Sequence[float]) -> tuple[LinearProbes, np.ndarray]:
     """Logistic probes [labels, layer] with the strength that does best on the validation examples at each layer."""
-    strengths = np.sort(np.asarray(list(C), float))
+    strengths = sorted(C)
     every = fit_logistic(taken["train"][0], sets, C=strengths)
     best = every.accuracy(*taken["validation"])[:, 0].argmax(axis=0)  # the strongest penalty among equals
     layers = np.arange(len(best))
     weights, bias = (np.moveaxis(part[best, :, layers], 0, 1) for part in (every.weights, every.bias))
-    return LinearProbes(weights, bias), strengths[best]
+    return LinearProbes(weights, bias), np.asarray(strengths)[best]
 
 
 def _rows(probe: str, found: LinearProbes, strengths: np.ndarray, taken: dict[str, Any]) -> list[tuple]:
