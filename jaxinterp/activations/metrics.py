@@ -17,14 +17,12 @@ Token = str | int | Sequence[int] | Sequence[str] | np.ndarray
 
 
 class Measure(Protocol):
-    """A number for each text.
-
-    Attributes:
-        tokens: The only token ids whose logits it looks at, int [batch, choice], or `None` for the whole vocabulary.
-    """
+    """A number for each text."""
 
     @property
-    def tokens(self) -> jax.Array | None: ...
+    def tokens(self) -> jax.Array | None:
+        """The only token ids whose logits count, int [batch, choice]; `None` for the whole vocabulary."""
+        ...
 
     def __call__(self, logits: jax.Array, /) -> jax.Array:
         """Measures last-token logits [batch, vocabulary], or [batch, choice] if it names its tokens, as [batch]."""

@@ -1,4 +1,11 @@
-"""Sweeps: many edits of one model, run as one compiled program of the edits' numbers."""
+"""Sweeps: many edits of one model on the same texts, doing only the work that each edit changes.
+
+A cell restarts from the unedited run's residual stream at the first block that it edits, holds only the columns from
+the first token that it edits on, and is unembedded at the last token alone, and there only for the tokens that the
+metric looks at. Cells under way advance together, block by block, in tiles of a size that suits the machine; each
+kind of block is compiled once for each tile size. The values are those of one full forward pass for each cell, up to
+floating-point rounding.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +13,38 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
-from penzai import pz
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
-from jaxinterp import axes
+from jaxinterp.activations.compilation import keep_compiled_programs
+from jaxinterp.activations.ledger import Ledger, digest_of
+from jaxinterp.activations.memory import available
 from jaxinterp.activations.metrics import Measure, Metric, bind_metric
-from jaxinterp.activations.run import Inputs, bucket, compiled_form, pad_rows, prepare
-from jaxinterp.models.decoder import side_inputs
+from jaxinterp.activations.plan import Base, check_rows, find_route, first_columns
+from jaxinterp.activations.run import Inputs, bucket, pad_rows, prepare
+from jaxinterp.activations.schedule import Block, CleanRun, choose_sizes, measure_cells
+from jaxinterp.activations.stages import Texts
 from jaxinterp.models.language_model import LanguageModel
 
 Labels = dict[str, Any]
 
-_ROWS = 128
-"""Rows, over all cells, in one forward pass of a sweep."""
+_MEASURED = ("prompt", "clean", "corrupted", "value", "effect", "normalised")
+_RESAMPLES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +70,9 @@ def grid(edit: Callable[..., LanguageModel], **values: Iterable[Any]) -> list[Ce
     Returns:
         One cell for each combination, labelled with it.
 
+    Raises:
+        ValueError: A setting has no values.
+
     Examples:
         >>> import jaxinterp as ji
         >>> cells = grid(lambda lm, layer, head: ji.ablate(lm, ji.head(layer, head)), layer=range(2), head=range(3))
@@ -57,8 +80,11 @@ def grid(edit: Callable[..., LanguageModel], **values: Iterable[Any]) -> list[Ce
         (6, {'layer': 1, 'head': 2})
     """
     names = list(values)
-    combinations = itertools.product(*values.values())
-    settings = [dict(zip(names, combination, strict=True)) for combination in combinations]
+    choices = [list(choice) for choice in values.values()]
+    empty = [name for name, choice in zip(names, choices, strict=True) if not choice]
+    if empty:
+        raise ValueError(f"the grid selects nothing: {empty[0]} has no values")
+    settings = [dict(zip(names, combination, strict=True)) for combination in itertools.product(*choices)]
     return [Cell(setting, functools.partial(_apply, edit, setting)) for setting in settings]
 
 
@@ -73,133 +99,146 @@ def sweep(
     metric: Metric | Callable[[jax.Array], jax.Array],
     mask: Any = None,
     *,
+    corrupted: Inputs | None = None,
+    memory: int | None = None,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> pl.DataFrame:
     """Measures every edit on every prompt.
 
-    Edits that differ only in numbers (which head, layer or position, what vector, scale or source) share one compiled
-    program; their numbers are stacked and mapped over while the weights stay where they are.
-
     Args:
         model: The unedited model.
         prompts: Texts, lists of token ids, or ids [batch, seq].
-        edits: Cells, such as `grid` makes.
-        metric: `logit_diff(...)`, `log_prob(...)`, or a function from last-token logits [batch, vocabulary] to a
-            number for each row [batch].
+        edits: Cells, such as `grid` makes; all kinds may be mixed.
+        metric: `logit_diff(...)`, `log_prob(...)`, `kl(...)`, or a function from last-token logits
+            [batch, vocabulary] to a number for each row [batch].
         mask: With ids [batch, seq]: which of them are tokens.
-        progress: Whether to show a bar on stderr.
+        corrupted: The other text of each pair, if there is one: adds what the metric is there.
+        memory: Bytes that may be used besides the model; by default half of what is free. What of it is used for
+            what is said in `jaxinterp.activations.schedule.choose_sizes`.
+        folder: Where to keep what is done, so that the same sweep, started again, goes on where it was.
+        progress: Whether to show a bar on stderr, with the rate and what remains.
 
     Returns:
         One row for each cell and prompt: the cell's labels, `prompt`, `clean`, `value`, and `effect`, value minus
-        clean.
+        clean. With `corrupted` also `corrupted` and `normalised`, the effect as a fraction of corrupted minus clean.
 
     Raises:
-        ValueError: There are no cells, or an edit does not fit the model.
+        ValueError: There are no cells, an edit does not fit the model or the prompts, the memory holds not one row, or
+            the folder holds another sweep.
     """
     if not edits:
         raise ValueError("there are no edits to sweep; make some with ji.grid")
-    tokens, valid = prepare(model, prompts, mask)
-    rows = len(tokens)
-    measure = bind_metric(metric, model, rows)
-    limit = model.architecture.context if model.architecture.learned_positions else None
-    tokens, valid = pad_rows(tokens, valid, rows, bucket(tokens.shape[1], limit))
-    bodies = [compiled_form(cell.edit(model).body) for cell in edits]
-    clean = np.asarray(_measure_one(model.body, tokens, valid, measure))
-    values = np.empty((len(edits), rows), np.float32)
-    columns = (TextColumn("sweep"), BarColumn(), MofNCompleteColumn(), TextColumn("cells"), TimeRemainingColumn())
+    tokens, valid = _padded(model, *prepare(model, prompts, mask))
+    batch = len(tokens)
+    measure = bind_metric(metric, model, batch)
+    texts = Texts(jnp.asarray(tokens), jnp.asarray(valid))
+    base = Base.of(model.body)
+    routes = [find_route(base, cell.edit(model).body) for cell in edits]
+    for route in routes:
+        check_rows(route, batch)
+    sizes = choose_sizes(model.architecture, tokens.shape, available() // 2 if memory is None else memory)
+    labels = [cell.labels for cell in edits]
+    ledger = None if folder is None else Ledger(folder, digest_of(base, labels, routes, texts, measure))
+    keep_compiled_programs()
+    other = None if corrupted is None else _corrupted(model, base, corrupted, measure, batch)
+    values = np.full((len(edits), batch), np.nan, np.float32)
+    clean = np.full(batch, np.nan, np.float32)
+    columns = (
+        TextColumn("sweep"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("cells"),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, disable=not progress, transient=True) as bar:
         task = bar.add_task("sweep", total=len(edits))
-        for group in _by_structure(bodies):
-            per_block = min(max(1, _ROWS // rows), len(group.members))
-            for first in range(0, len(group.members), per_block):
-                block = range(first, min(first + per_block, len(group.members)))
-                varying = group.stack([*block] + [first] * (per_block - len(block)))
-                out = _measure_many(
-                    group.shared, varying, tokens, valid, measure, structure=group.structure, cells=per_block
-                )
-                values[[group.members[place] for place in block]] = np.asarray(out)[: len(block)]
-                bar.advance(task, len(block))
-    return _table(edits, clean, values)
+
+        def take(block: Block) -> None:
+            values[np.ix_(block.cells, block.rows)] = block.values
+            clean[block.rows] = block.clean
+            bar.advance(task, len(block.cells) * len(block.rows) / batch)
+
+        for block in () if ledger is None else ledger.blocks():
+            take(block)
+        done = ~np.isnan(clean) & ~np.isnan(values)
+        for block in measure_cells(base, routes, first_columns(routes, texts), texts, measure, sizes, done):
+            take(block)
+            if ledger is not None:
+                ledger.add(block)
+    return _table(edits, clean, values, other)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """Edited trees of one structure.
+class _Rate(ProgressColumn):
+    """Cells per second so far."""
 
-    Attributes:
-        members: Which cells they belong to.
-        structure: Their common structure.
-        shared: The leaves that all of them have in common, `None` elsewhere.
-        leaves: All leaves of each.
-    """
-
-    members: list[int]
-    structure: Any
-    shared: list[Any]
-    leaves: list[list[Any]]
-
-    def stack(self, places: Sequence[int]) -> list[jax.Array | None]:
-        """The other leaves of some members, with a cell axis in front."""
-        return [
-            None if common is not None else jnp.stack([self.leaves[place][number] for place in places])
-            for number, common in enumerate(self.shared)
-        ]
+    def render(self, task: Task) -> Text:
+        """See `ProgressColumn.render`."""
+        return Text("" if task.speed is None else f"{task.speed:.1f} cells/s")
 
 
-def _by_structure(bodies: Sequence[pz.nn.Layer]) -> list[_Group]:
-    flattened = [jax.tree_util.tree_flatten(body) for body in bodies]
-    members: dict[Any, list[int]] = {}
-    for number, (leaves, structure) in enumerate(flattened):
-        shapes = tuple(jnp.shape(leaf) for leaf in leaves)
-        members.setdefault((structure, shapes), []).append(number)
-    groups = []
-    for (structure, _), numbers in members.items():
-        leaves = [flattened[number][0] for number in numbers]
-        shared = [
-            column[0] if all(leaf is column[0] for leaf in column) else None for column in zip(*leaves, strict=True)
-        ]
-        groups.append(_Group(numbers, structure, shared, leaves))
-    return groups
+def _padded(model: LanguageModel, tokens: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    limit = model.architecture.context if model.architecture.learned_positions else None
+    return pad_rows(tokens, mask, len(tokens), bucket(tokens.shape[1], limit))
 
 
-@functools.partial(jax.jit, static_argnames=("structure", "cells"))
-def _measure_many(
-    shared: list[Any],
-    varying: list[Any],
-    tokens: jax.Array,
-    mask: jax.Array,
-    measure: Measure,
-    *,
-    structure: Any,
-    cells: int,
-) -> jax.Array:
-    def one(numbers: list[Any]) -> jax.Array:
-        leaves = [own if common is None else common for common, own in zip(shared, numbers, strict=True)]
-        return _last_logits(jax.tree_util.tree_unflatten(structure, leaves), tokens, mask, measure)
-
-    return jax.vmap(one, axis_size=cells)(varying)
+def _corrupted(model: LanguageModel, base: Base, corrupted: Inputs, measure: Measure, batch: int) -> np.ndarray:
+    tokens, valid = _padded(model, *prepare(model, corrupted))
+    if len(tokens) != batch:
+        raise ValueError(f"there are {len(tokens)} corrupted prompts for {batch} prompts; pair them up")
+    return np.asarray(CleanRun.of(base, Texts(jnp.asarray(tokens), jnp.asarray(valid)), measure).value)[0]
 
 
-@jax.jit
-def _measure_one(body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, measure: Measure) -> jax.Array:
-    return _last_logits(body, tokens, mask, measure)
-
-
-def _last_logits(body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, measure: Measure) -> jax.Array:
-    inputs = side_inputs(tokens, mask)
-    inputs["read"] = pz.nx.wrap(jnp.full(len(tokens), tokens.shape[1] - 1), axes.BATCH)
-    logits = body(pz.nx.wrap(tokens, axes.BATCH, axes.SEQ), **inputs)
-    values = logits.unwrap(axes.BATCH, axes.VOCABULARY)
-    return measure(values if measure.tokens is None else jnp.take_along_axis(values, measure.tokens, axis=1))
-
-
-def _table(edits: Sequence[Cell], clean: np.ndarray, values: np.ndarray) -> pl.DataFrame:
-    rows = values.shape[1]
+def _table(edits: Sequence[Cell], clean: np.ndarray, values: np.ndarray, corrupted: np.ndarray | None) -> pl.DataFrame:
+    cells, rows = values.shape
     labels = {
         name: [cell.labels.get(name) for cell in edits for _ in range(rows)]
         for name in dict.fromkeys(name for cell in edits for name in cell.labels)
     }
-    every_clean = np.tile(clean, len(edits)).astype(np.float32)
-    flat = values.reshape(-1)
-    measured = {"prompt": np.tile(np.arange(rows), len(edits)), "clean": every_clean, "value": flat}
-    return pl.DataFrame(labels | measured | {"effect": flat - every_clean})
+    every = {"prompt": np.arange(rows), "clean": clean}
+    every |= {} if corrupted is None else {"corrupted": corrupted.astype(np.float32)}
+    measured = {name: np.tile(column, cells) for name, column in every.items()} | {"value": values.reshape(-1)}
+    table = pl.DataFrame(labels | measured).with_columns(effect=pl.col("value") - pl.col("clean"))
+    if corrupted is None:
+        return table
+    return table.with_columns(normalised=pl.col("effect") / (pl.col("corrupted") - pl.col("clean")))
+
+
+def summarise(
+    table: pl.DataFrame, value: str = "effect", *, permutations: int = 0, level: float = 0.95, seed: int = 0
+) -> pl.DataFrame:
+    """The mean effect of every cell over prompts, with an interval and, on request, a null.
+
+    Args:
+        table: A sweep's table.
+        value: What is averaged: `"effect"`, `"value"` or `"normalised"`.
+        permutations: How many times the effects' signs are flipped at random to see how large a mean arises where an
+            effect is as likely to raise the metric as to lower it; 0 for no test.
+        level: Coverage of the interval.
+        seed: Of the random numbers.
+
+    Returns:
+        One row for each cell: its labels, `n` prompts, the mean under the name of `value`, `low` and `high` of a
+        bootstrap over prompts (no numbers where there is only one), and with `permutations` the two-sided `p`.
+
+    Raises:
+        ValueError: The table has no such column.
+    """
+    if value not in table.columns:
+        raise ValueError(f"the table has no column {value!r}; it has {', '.join(table.columns)}")
+    labels = [name for name in table.columns if name not in _MEASURED]
+    numbers = table[value].to_numpy().reshape(-1, table["prompt"].n_unique())
+    count = numbers.shape[1]
+    random = np.random.default_rng(seed)
+    mean = numbers.mean(axis=1)
+    columns: dict[str, Any] = {"n": np.full(len(numbers), count), value: mean}
+    tail = 100 * (1 - level) / 2
+    drawn = random.integers(0, count, (_RESAMPLES, count))
+    ends = [np.percentile(row[drawn].mean(axis=1), [tail, 100 - tail]) if count > 1 else [None] * 2 for row in numbers]
+    columns["low"], columns["high"] = zip(*ends, strict=True)
+    if permutations:
+        signs = random.choice(np.float32([-1, 1]), (count, permutations))
+        extreme = np.abs(numbers @ signs / count) >= np.abs(mean)[:, None]
+        columns["p"] = (1 + extreme.sum(axis=1)) / (1 + permutations)
+    return table[::count].select(labels).with_columns(pl.DataFrame(columns))

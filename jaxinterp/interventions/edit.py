@@ -32,6 +32,11 @@ class Edit(pz.nn.Layer, abc.ABC):
     selected: NamedArray
     at: Positions
 
+    @property
+    def acts(self) -> Positions:
+        """The only tokens that it can change."""
+        return self.at
+
     @abc.abstractmethod
     def edited(self, value: NamedArray, **side_inputs: Any) -> NamedArray:
         """The new array, were all of it edited."""

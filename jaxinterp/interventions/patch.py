@@ -14,7 +14,7 @@ from jaxinterp import axes
 from jaxinterp.interventions.edit import Edit, NamedArray, Place, attach_edits, find_places
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.sites.cache import Cache
-from jaxinterp.sites.positions import Positions, everywhere
+from jaxinterp.sites.positions import Mask, Positions, everywhere
 from jaxinterp.sites.selectors import Site
 
 _POSITION, _KV_POSITION, _TARGET = "position", "kv_position", "target"
@@ -31,6 +31,11 @@ class Patch(Edit):
 
     source: NamedArray
     pairing: NamedArray
+
+    @property
+    def acts(self) -> Positions:
+        """Those that have a source."""
+        return self.at & Mask((self.pairing >= 0).untag(_TARGET).tag("position"))
 
     def edited(self, value: NamedArray, *, positions: NamedArray, kv_positions: NamedArray, **_: Any) -> NamedArray:
         """See `Edit.edited`."""

@@ -245,9 +245,23 @@ class Unembedding(pz.nn.Layer):
     table: pz.ParameterValue | None  # pyright: ignore[reportGeneralTypeIssues]  # as above
     softcap: float | None = _static()
 
-    def __call__(self, x: NamedArray, /, *, tied_table: NamedArray, **_: Any) -> NamedArray:
-        """Maps [batch, seq, embedding] to logits [batch, seq, vocabulary], in float32."""
+    def __call__(
+        self, x: NamedArray, /, *, tied_table: NamedArray, choose: NamedArray | None = None, **_: Any
+    ) -> NamedArray:
+        """Maps the normalised residual to logits, in float32.
+
+        Args:
+            x: [batch, seq, embedding].
+            tied_table: W_E, [vocabulary, embedding].
+            choose: Int [batch, choice], the only token ids whose logits are wanted; `None` for all.
+            **_: Other side inputs.
+
+        Returns:
+            [batch, seq, vocabulary], or [batch, seq, choice].
+        """
         table = tied_table if self.table is None else self.table.value
+        if choose is not None:
+            table = table.untag(axes.VOCABULARY)[choose]
         logits = pz.nn.contract(axes.EMBEDDING, x, table).astype(jnp.float32)
         if self.softcap is not None:
             logits = pz.nx.nmap(jnp.tanh)(logits / self.softcap) * self.softcap
@@ -288,9 +302,13 @@ class Decoder(pz.nn.Layer):
         x = self.start(self.embedding(tokens, **side_inputs), **side_inputs)
         for block in self.blocks:
             x = block(x, **side_inputs)
+        return self.read_out(x, read, **side_inputs)
+
+    def read_out(self, x: NamedArray, read: NamedArray | None = None, **side_inputs: Any) -> NamedArray:
+        """Maps the residual stream leaving the last block, [batch, seq, embedding], to logits; see `__call__`."""
         if read is not None:
             x = x.untag(axes.SEQ)[read]
             seen = {name: side_inputs[name].untag(axes.SEQ)[read] for name in ("tokens", "positions")}
             side_inputs = {**side_inputs, **seen}
         x = self.final(x, **side_inputs)
-        return self.logits(self.unembedding(x, tied_table=self.embedding.table.value), **side_inputs)
+        return self.logits(self.unembedding(x, tied_table=self.embedding.table.value, **side_inputs), **side_inputs)

@@ -1,0 +1,331 @@
+"""The order in which a sweep's cells go through the stages, and how many at a time.
+
+Cells that start at the same column share a buffer. Stage by stage, those whose first edit is there join, and all
+that are under way advance in tiles: on a CPU as many tokens as keep its matrix products efficient, on an accelerator
+as many as fit. With several devices, each takes every so manyth buffer.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinterp.activations import stages
+from jaxinterp.activations.metrics import Measure
+from jaxinterp.activations.plan import Base, Group, Route, by_structure
+from jaxinterp.activations.stages import KeysAndValues, Texts
+from jaxinterp.models.architecture import Architecture
+
+STARTS = 8
+"""At how many columns, evenly spread over the text, cells may start; each is compiled for itself."""
+
+_CPU_TILE = 512
+"""Tokens that a CPU takes through a block at a time; more is no faster."""
+
+_ACCELERATOR_TILE = 1 << 15
+"""The same for accelerators, if they fit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much is run at a time.
+
+    Attributes:
+        rows: Texts per buffer and clean pass.
+        cells: Most cells in a buffer of full length.
+        tile: Most tokens taken through a block at once.
+        logits: Rows unembedded at once.
+    """
+
+    rows: int
+    cells: int
+    tile: int
+    logits: int
+
+
+def choose_sizes(architecture: Architecture, texts: tuple[int, int], memory: int, itemsize: int = 4) -> Sizes:
+    r"""Chooses sizes that keep a sweep within some memory.
+
+    For `B` texts of `T` tokens at a time, `L` blocks, width `d`, `K` numbers in a token's keys, `F` MLP units and
+    `H` heads, all in numbers of `itemsize` bytes: the unedited run keeps $B T (L (d + 2 K) + d)$, each cell in the
+    buffer $2 B T d$, and a tile of `t` tokens in flight $t (8 d + 4 F + 3 H T + 2 K)$. Each may take a quarter of
+    the memory, and the rest is for the edits' own numbers and the logits.
+
+    Args:
+        architecture: Of the model.
+        texts: Number of texts, and tokens in each.
+        memory: Bytes.
+        itemsize: Bytes of a number.
+
+    Returns:
+        The sizes.
+
+    Raises:
+        ValueError: One text does not fit.
+    """
+    count, length = texts
+    keys = architecture.kv_heads * architecture.projection
+    width = architecture.embedding
+    quarter = memory // (4 * itemsize)
+    per_row = length * (architecture.layers * (width + 2 * keys) + width)
+    per_token = 8 * width + 4 * architecture.neurons + 3 * architecture.heads * length + 2 * keys
+    if quarter < max(per_row, per_token * length, 2 * length * width):
+        needed = 4 * itemsize * max(per_row, per_token * length, 2 * length * width)
+        raise ValueError(
+            f"a sweep over texts of {length} tokens needs {needed / 2**20:.3g} MiB besides the model, and has "
+            f"{memory / 2**20:.3g} MiB; use shorter texts, or give it more with memory="
+        )
+    best = _CPU_TILE if jax.default_backend() == "cpu" else _ACCELERATOR_TILE
+    tile = max(length, min(best, quarter // per_token))
+    rows = max(1, min(count, quarter // per_row, tile // length))
+    cells = max(1, quarter // (2 * rows * length * width))
+    return Sizes(rows, cells, tile, max(1, quarter // (3 * architecture.vocabulary)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Measured cells.
+
+    Attributes:
+        cells: Which cells, int [cell].
+        rows: Of which texts, int [row].
+        values: The metric, [cell, row].
+        clean: The metric of the unedited model, [row].
+    """
+
+    cells: np.ndarray
+    rows: np.ndarray
+    values: np.ndarray
+    clean: np.ndarray
+
+
+def measure_cells(
+    base: Base,
+    routes: Sequence[Route],
+    columns: np.ndarray,
+    texts: Texts,
+    measure: Measure,
+    sizes: Sizes,
+    done: np.ndarray | None = None,
+) -> Iterator[Block]:
+    """Runs the cells of a sweep.
+
+    Args:
+        base: The unedited model.
+        routes: Of the cells.
+        columns: First column at which each of them acts, int [cell].
+        texts: The texts.
+        measure: The metric, bound to the texts.
+        sizes: How much is run at a time.
+        done: Which cells need not be run on which texts, boolean [cell, text]; by default none.
+
+    Yields:
+        Blocks as they are done; together they hold every cell and text that was not done before.
+    """
+    batch, length = texts.tokens.shape
+    starts = _round_down(columns, length)
+    needed = frozenset(route.stage for route in routes)
+    devices = jax.local_devices()
+    bases = [base] if len(devices) == 1 else [base.on(device) for device in devices]
+    under_way: collections.deque[_UnderWay] = collections.deque()
+    turn = 0
+    for first in range(0, batch, sizes.rows):
+        rows = np.arange(first, min(first + sizes.rows, batch))
+        padded = np.minimum(np.arange(first, first + sizes.rows), batch - 1)
+        due = np.arange(len(routes)) if done is None else np.flatnonzero(~done[:, rows].all(axis=1))
+        part = Texts(texts.tokens[padded], texts.mask[padded])
+        clean_runs: dict[int, CleanRun] = {}
+        for cells, start in _buffers(due, starts, routes, sizes, length):
+            place = turn % len(bases)
+            turn += 1
+            if place not in clean_runs:
+                own = bases[place] if sizes.rows == batch else bases[place].of_rows(padded)
+                clean_runs[place] = CleanRun.of(
+                    own, part, measure.take(jnp.asarray(padded)), needed, bool(starts.any())
+                )
+            some = [routes[cell] for cell in cells]
+            if len(bases) > 1:
+                some = [route.on(base, bases[place]) for route in some]
+            if sizes.rows < batch:
+                some = [route.of_rows(padded) for route in some]
+            values = measure_buffer(clean_runs[place], some, length - start, sizes)
+            under_way.append(_UnderWay(cells, rows, values, clean_runs[place].value))
+            if len(under_way) > len(bases):
+                yield under_way.popleft().finish()
+    while under_way:
+        yield under_way.popleft().finish()
+
+
+@dataclasses.dataclass(frozen=True)
+class _UnderWay:
+    """A block whose values a device may still be working on."""
+
+    cells: np.ndarray
+    rows: np.ndarray
+    values: list[tuple[np.ndarray, jax.Array]]
+    clean: jax.Array
+
+    def finish(self) -> Block:
+        """Waits for the values."""
+        count = len(self.rows)
+        table = np.empty((len(self.cells), count), np.float32)
+        for places, values in self.values:
+            real = places < len(self.cells)
+            table[places[real]] = np.asarray(values)[real, :count]
+        return Block(self.cells, self.rows, table, np.asarray(self.clean)[0, :count])
+
+
+def _round_down(columns: np.ndarray, length: int) -> np.ndarray:
+    step = max(1, length // STARTS)
+    return columns // step * step
+
+
+def _buffers(
+    cells: np.ndarray, starts: np.ndarray, routes: Sequence[Route], sizes: Sizes, length: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Cells that start at the same column, by first stage, as many as fit into a buffer."""
+    for start in np.unique(starts[cells]):
+        alike = cells[starts[cells] == start]
+        alike = alike[np.argsort([routes[cell].stage for cell in alike], kind="stable")]
+        most = max(1, sizes.cells * length // int(length - start))
+        for first in range(0, len(alike), most):
+            yield alike[first : first + most], int(start)
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanRun:
+    """The unedited run of some texts, as far as cells restart from it.
+
+    Attributes:
+        base: The model.
+        texts: The texts.
+        measure: The metric, bound to them.
+        streams: Stage -> residual stream entering it, [batch, seq, embedding], for stages where cells start.
+        keys: Keys and values in each block, or `None` if all cells start at the first column.
+        value: The metric, [1, batch].
+    """
+
+    base: Base
+    texts: Texts
+    measure: Measure
+    streams: dict[int, jax.Array]
+    keys: list[KeysAndValues | None]
+    value: jax.Array
+
+    @classmethod
+    def of(
+        cls, base: Base, texts: Texts, measure: Measure, needed: frozenset[int] = frozenset(), keep: bool = False
+    ) -> CleanRun:
+        """Runs the unedited model.
+
+        Args:
+            base: The model.
+            texts: The texts.
+            measure: The metric, bound to them.
+            needed: Stages where cells start.
+            keep: Whether keys and values are needed.
+
+        Returns:
+            The run.
+        """
+        x = stages.begin(base.ends, texts)
+        streams, keys = {0: x}, []
+        for layer, block in enumerate(base.blocks):
+            x, kept = stages.pass_through(block, x, texts, keep=keep)
+            keys.append(kept)
+            if layer + 1 in needed:
+                streams[layer + 1] = x
+        value = stages.measure_unedited(x[None], np.zeros(1, np.int32), base.ends, texts, measure)
+        return cls(base, texts, measure, streams, keys, value)
+
+
+def measure_buffer(
+    clean: CleanRun, routes: Sequence[Route], seq: int, sizes: Sizes
+) -> list[tuple[np.ndarray, jax.Array]]:
+    """Takes cells from where they start to the metric.
+
+    Args:
+        clean: The unedited run.
+        routes: Of the cells, in the order of their first stages.
+        seq: How many of the last columns they hold.
+        sizes: How much is run at a time.
+
+    Returns:
+        (places among the routes, some of them beyond the last; metric [place, batch]) pairs.
+    """
+    base, texts = clean.base, clean.texts
+    batch, length = texts.tokens.shape
+    tile = max(1, sizes.tile // (batch * seq))
+    stream = clean.streams[0]
+    shape = (_step_up(len(routes)), batch, seq, stream.shape[-1])
+    buffer = jnp.zeros(shape, stream.dtype, device=stream.sharding)
+    measured: list[tuple[np.ndarray, jax.Array]] = []
+    started = 0
+    for stage in range(routes[0].stage, base.depth + 1):
+        arriving = [place for place in range(started, len(routes)) if routes[place].stage == stage]
+        started += len(arriving)
+        inside = [place for place in arriving if routes[place].entry == () and stage < base.depth]
+        for places, group, own in _groups([p for p in arriving if routes[p].entry is None], routes, -1, tile):
+            buffer = stages.begin_edited(buffer, places, group.shared, own, texts)
+        outside = [place for place in arriving if place not in inside and routes[place].entry is not None]
+        for places, group, own in _groups(outside, routes, None, tile):
+            buffer = stages.enter(buffer, places, group.shared, own, clean.streams[stage], texts)
+        if stage == base.depth:
+            break
+        earlier = clean.keys[stage] if seq < length else None
+        last = stage == base.depth - 1
+        for places, group, own in _groups(inside, routes, stage, tile):
+            at = clean.streams[stage]
+            buffer = stages.advance_edited(buffer, places, group.shared, own, at, earlier, texts, last=last)
+        others = [place for place in range(started) if place not in inside]
+        for places, group, own in _groups([p for p in others if stage in routes[p].edited], routes, stage, tile):
+            buffer = stages.advance_edited(buffer, places, group.shared, own, None, earlier, texts, last=last)
+        for places in _tiles([p for p in others if stage not in routes[p].edited], tile):
+            buffer = stages.advance_unedited(buffer, places, base.blocks[stage], earlier, texts, last=last)
+    tile = max(1, sizes.logits // batch)
+    changed = [place for place, route in enumerate(routes) if base.depth in route.edited]
+    for places, group, own in _groups(changed, routes, base.depth, tile):
+        values = stages.measure_edited(buffer, places, group.shared, own, texts, clean.measure)
+        measured.append((places, values))
+    others = [place for place, route in enumerate(routes) if base.depth not in route.edited]
+    measured += [
+        (places, stages.measure_unedited(buffer, places, base.ends, texts, clean.measure))
+        for places in _tiles(others, tile)
+    ]
+    return measured
+
+
+def _groups(
+    places: list[int], routes: Sequence[Route], stage: int | None, tile: int
+) -> Iterator[tuple[np.ndarray, Group, stages.Leaves]]:
+    """Cells whose own trees at a stage (or at their entry, if `None`) have one structure, a tile at a time."""
+    trees = [routes[place].entry if stage is None else routes[place].edited[stage] for place in places]
+    for group in by_structure(trees):
+        for some in _tiles(range(len(group.members)), tile):
+            members = np.minimum(some, len(group.members) - 1)
+            chosen = np.asarray(places)[[group.members[member] for member in members]]
+            yield np.where(some < _NONE, chosen, _NONE).astype(np.int32), group, group.stack(members)
+
+
+_NONE = np.iinfo(np.int32).max
+"""In a tile that is not full, the number of a cell that no buffer has."""
+
+
+def _tiles(places: Sequence[int], tile: int) -> Iterator[np.ndarray]:
+    """Numbers of cells, a tile at a time; the last tile is filled up to one of few sizes."""
+    for first in range(0, len(places), tile):
+        some = places[first : first + tile]
+        full = np.full(min(tile, _step_up(len(some))), _NONE, np.int32)
+        full[: len(some)] = some
+        yield full
+
+
+def _step_up(count: int) -> int:
+    """The next of 1, 2, 4, 8, 12, 16, 24, 32, 48, 64 and so on."""
+    power = 1 << max(0, count - 1).bit_length()
+    return power * 3 // 4 if power >= 16 and count <= power * 3 // 4 else power
