@@ -33,7 +33,7 @@ class Sizes:
         new_tokens: Tokens that are generated.
         grid_layers: Layers of the steering grid.
         grid_scales: Its scales, as a fraction of the median residual norm at the layer in the middle.
-        examples: Examples that probes are trained on.
+        examples: Examples that probes are trained on, and as many that they are tested on.
         neighbours: Neighbours of each token.
         tokens: Most tokens of the vocabulary whose neighbours are found; all if 0.
         seed: Of everything drawn.
@@ -157,12 +157,11 @@ def _pairs(model: LanguageModel, sizes: Sizes, generator: np.random.Generator) -
 def _probing(model: LanguageModel, sizes: Sizes, generator: np.random.Generator) -> Arrays:
     """Residuals of random texts, standardised, and whether each token has occurred before in its text."""
     length = min(sizes.length, model.architecture.context)
-    held_out = sizes.examples // 4
-    rows = -(-(sizes.examples + held_out) // length)
+    rows = -(-2 * sizes.examples // length)
     alphabet = generator.choice(model.architecture.vocabulary, min(64, model.architecture.vocabulary), replace=False)
     tokens = generator.choice(alphabet, (rows, length)).astype(np.int32)
     repeated = [[token in row[:place] for place, token in enumerate(row)] for row in tokens.tolist()]
-    labels = np.asarray(repeated).reshape(-1)[: sizes.examples + held_out]
+    labels = np.asarray(repeated).reshape(-1)[: 2 * sizes.examples]
     _, cache = run(model, tokens, sites=[embed(), resid_post()], logits=None, batch_size=8)
     streams = [cache["embed", None], *(cache["resid_post", layer] for layer in range(model.architecture.layers))]
     features = np.stack([stream.reshape(-1, stream.shape[-1])[: len(labels)] for stream in streams])

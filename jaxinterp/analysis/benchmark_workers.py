@@ -78,7 +78,7 @@ class WorkerProcess:
         try:
             self._process.stdin.write(json.dumps({"verb": verb, **details}) + "\n")
             self._process.stdin.flush()
-        except OSError:
+        except (OSError, ValueError):  # a broken pipe, or one that `close` has closed
             return {"error": f"the process ended with status {self._process.wait()}"}
         return self._receive(verb)
 
@@ -93,6 +93,10 @@ class WorkerProcess:
         if not line:
             return {"error": f"the process ended with status {self._process.wait()} (see {self._log.name})"}
         return json.loads(line)
+
+    def is_alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
 
     def close(self) -> None:
         """Ends the process."""

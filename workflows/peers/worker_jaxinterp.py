@@ -2,6 +2,7 @@
 """This package, through what it exports."""
 
 import numpy as np
+import polars as pl
 from protocol import Arrays, Worker, serve, variant
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "mlp_post", "pattern")
@@ -135,26 +136,26 @@ class OwnWorker(Worker):
 
     @variant("w6_edges", "attribute_edges")
     def attribute_edges(self) -> Arrays:
-        """All edges."""
+        """All edges; the gate compares what each sender's edges add up to, [sender, pair]."""
         clean, corrupted = self.inputs["w6_clean"], self.inputs["w6_corrupted"]
-        return {"effect": self.ji.attribute_edges(self.model, clean, corrupted, self.metric("w6"))}
+        table = self.ji.attribute_edges(self.model, corrupted, clean, self.metric("w6"))
+        return {"total": _Totals(table, self.layers, self.architecture.heads)}
 
     @variant("w7_probes", "fit_logistic")
     def probes(self) -> Arrays:
         """Logistic probes of all layers."""
         from jaxinterp.analysis import probes
 
-        fitted = probes.fit_logistic(self.inputs["w7_train"], self.inputs["w7_train_labels"])
-        right = (fitted.scores(self.inputs["w7_test"]) > 0) == self.inputs["w7_test_labels"]
-        return {"accuracy": right.mean(axis=-1)}
+        fitted = probes.fit_logistic(self.inputs["w7_train"], self.inputs["w7_train_labels"], standardise=False)
+        return {"accuracy": fitted.accuracy(self.inputs["w7_test"], self.inputs["w7_test_labels"])}
 
     @variant("w8_neighbours", "nearest_neighbours")
     def neighbours(self) -> Arrays:
         """Exact neighbours of every token."""
         from jaxinterp.analysis import neighbours
 
-        found = neighbours.nearest_neighbours(self.inputs["w8_points"], self.number("w8_neighbours"))
-        return {"indices": found}
+        points, count = self.inputs["w8_points"], self.number("w8_neighbours")
+        return {"indices": neighbours.nearest_neighbours(points, count, "euclidean")[0]}
 
     @variant("w8_weights", "locally_linear_weights")
     def weights(self) -> Arrays:
@@ -172,6 +173,22 @@ class _Stacked:
 
     def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
         return self._cache.stack(self._site)
+
+
+class _Totals:
+    """What each sender's edges add up to, only when the result is written."""
+
+    def __init__(self, table: object, layers: range, heads: int) -> None:
+        self._table = table
+        self._senders = ["embed"]
+        for layer in layers:
+            self._senders += [*(f"L{layer}.H{head}" for head in range(heads)), f"L{layer}.mlp"]
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        sums = self._table.group_by("sender", "prompt").agg(pl.col("effect").sum())
+        totals = {(sender, prompt): effect for sender, prompt, effect in sums.rows()}
+        prompts = sorted({prompt for _, prompt in totals})
+        return np.asarray([[totals[sender, prompt] for prompt in prompts] for sender in self._senders])
 
 
 if __name__ == "__main__":

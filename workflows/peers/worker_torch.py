@@ -3,7 +3,6 @@
 
 import math
 from collections.abc import Callable
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,6 @@ class TorchWorker(TorchInputs):
     """Hugging Face's Llama with hooks written by hand, the way one does it without a library."""
 
     packages = ("transformers", "torch")
-    absent = MappingProxyType(
-        {"w6_edges": "transformers has no attribution of edges, and a few hooks are no substitute"}
-    )
 
     def load(self) -> None:
         """See `Worker.load`."""
@@ -260,6 +256,53 @@ class TorchWorker(TorchInputs):
             total = [so_far + slope / steps for so_far, slope in zip(total, slopes, strict=True)]
         parts = zip(clean, corrupted, total, strict=True)
         return {"effect": np.stack([(slope * (ours - theirs)).sum(-1).numpy() for ours, theirs, slope in parts])}
+
+    @variant("w6_edges", "gate only")
+    def attribute_senders(self) -> Arrays:
+        """What the edges of each sender must add up to: its output's change times the gradient after it."""
+        clean, _ = self.senders(self.ids("w6_clean"), slopes=False)
+        corrupted, slopes = self.senders(self.ids("w6_corrupted"), slopes=True)
+        totals = []
+        for ours, theirs, slope in zip(clean, corrupted, slopes, strict=True):
+            products = (ours - theirs) * slope
+            # Heads stand before the last axis, [pair, seq, head, width]; the embedding and MLPs have none.
+            totals.append(products.sum((1, 3)).T if products.ndim == 4 else products.sum((1, 2))[None])
+        return {"total": torch.cat(totals).numpy()}
+
+    def senders(self, tokens: torch.Tensor, *, slopes: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Embeddings, then each layer's heads and MLP; and the metric's gradient at the stream after them.
+
+        A head is given by its values before the output projection, and its gradient is taken through that.
+        """
+        outputs: list[torch.Tensor] = []
+        after: list[torch.Tensor] = []
+
+        def start(_: Any, given: Any) -> Any:
+            hidden = given[0].detach().requires_grad_(slopes)
+            outputs.append(hidden)
+            after.append(hidden)
+            return (hidden,)
+
+        hooks = [self.layers[0].register_forward_pre_hook(start)]
+        for layer in self.layers:
+            hooks += [
+                layer.self_attn.o_proj.register_forward_pre_hook(lambda _, given: outputs.append(given[0])),
+                layer.post_attention_layernorm.register_forward_pre_hook(lambda _, given: after.append(given[0])),
+                layer.mlp.register_forward_hook(lambda _, __, out: outputs.append(out)),
+                layer.register_forward_hook(lambda _, __, out: after.append(out)),
+            ]
+        with torch.set_grad_enabled(slopes), removing(hooks):
+            total = self.difference(self.last_logits(tokens), "w6").sum()
+            gradients = list(torch.autograd.grad(total, after)) if slopes else []
+        for place, layer in enumerate(self.layers):
+            outputs[1 + 2 * place] = self.by_head(outputs[1 + 2 * place])
+            if slopes:
+                gradients[1 + 2 * place] = self.by_head(gradients[1 + 2 * place] @ layer.self_attn.o_proj.weight)
+        return [output.detach() for output in outputs], gradients
+
+    def by_head(self, z: torch.Tensor) -> torch.Tensor:
+        """[rows, seq, heads x width] -> [rows, seq, heads, width]."""
+        return z.view(*z.shape[:2], self.heads, self.width)
 
     @variant("w8_neighbours", "matmul and topk")
     def neighbours(self) -> Arrays:

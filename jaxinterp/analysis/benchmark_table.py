@@ -1,0 +1,226 @@
+"""The benchmark's table: what is asked, how results are compared, and what has to be reached.
+
+A time stands in it only beside a result that agrees with the reference's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+Start = Literal["cold", "cold, compiled before", "first", "warm"]
+Kind = Literal["absolute", "relative", "sets", "accuracy"]
+OURS = "jaxinterp"
+GATE = 1e-4
+ACCURACY_GATE = 1e-3
+GATE_ONLY = "gate only"
+"""The name of a variant that does less than the task, enough for the others to be compared with; it gets no times."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Something that all peers are asked to do.
+
+    Attributes:
+        title: What it is, in a few words.
+        kind: How results are compared. "absolute": effects, differences of logits, weights and token ids by their
+            largest difference; "relative": activations and logits by the same, over the largest absolute value of
+            the reference; "sets": rows of indices by the part of the reference's that is missing; "accuracy": as
+            "absolute", at a thousandth.
+        reference: The peer whose result the others must agree with.
+    """
+
+    title: str
+    kind: Kind
+    reference: str = "torch"
+
+
+TASKS = {
+    "w1_first": Task("first logits, 1 x 16", "relative"),
+    "w1_new_length": Task("logits of a new length, 1 x 17", "relative"),
+    "w2_residuals": Task("read the residual stream", "relative"),
+    "w2_all": Task("read eleven sites of every layer", "relative"),
+    "w3_patching": Task("patch every layer and position", "absolute"),
+    "w4_heads": Task("ablate every head", "absolute"),
+    "w5_generate": Task("generate while steering", "absolute"),
+    "w5_grid": Task("generate over layers x scales", "absolute"),
+    "w6_forward": Task("forward pass of the pairs", "absolute"),
+    "w6_attribution": Task("attribution patching", "absolute"),
+    "w6_edges": Task("attribution of edges", "absolute"),
+    "w6_integrated": Task("integrated gradients", "absolute"),
+    "w7_probes": Task("probes at every layer", "accuracy", "scikit_learn"),
+    "w8_neighbours": Task("nearest neighbours of every token", "sets", "scikit_learn"),
+    "w8_weights": Task("locally linear weights", "absolute", "scikit_learn"),
+}
+"""Task -> what it is; the first two letters are its workload."""
+
+FASTER = {
+    ("w2_residuals", "torch", "hooks"): 1.0,
+    ("w2_all", "torch", "hooks"): 1.0,
+    ("w3_patching", "transformer_lens", None): 12.0,
+    ("w3_patching", "nnsight", "invokes batched"): 3.0,
+    ("w3_patching", "torch", "restarting loop"): 3.0,
+    ("w4_heads", "transformer_lens", None): 6.0,
+    ("w5_generate", "torch", "hook"): 1.3,
+    ("w7_probes", "scikit_learn", None): 1.0,
+    ("w8_neighbours", "faiss", None): 1.0,
+    ("w8_neighbours", "scikit_learn", None): 1.0,
+    ("w8_neighbours", "torch", None): 1.0,
+    ("w8_weights", "scikit_learn", None): 1.0,
+    ("w8_weights", "torch", None): 1.0,
+}
+"""(task, peer, variant or any) -> how many times faster, warm, this package is to be."""
+
+WITHIN = {"w5_grid": ("w5_generate", 4.0), "w6_attribution": ("w6_forward", 3.4)}
+"""Task -> another task, and how many times its seconds this package's may be."""
+
+
+@dataclasses.dataclass
+class Measurement:
+    """What one peer needed for one task in one way.
+
+    Attributes:
+        task: The task.
+        peer: The peer.
+        variant: Which of its ways.
+        start: Whether the process was fresh, or the run the first of its kind, or neither.
+        version: Versions of the peer's packages.
+        answers: One for each repetition.
+        error: Why there is none.
+        difference: Largest difference from the reference's result; `None` if it was not compared.
+        is_reference: Whether it is that result.
+    """
+
+    task: str
+    peer: str
+    variant: str
+    start: Start
+    version: str
+    answers: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    error: str | None = None
+    difference: float | None = None
+    is_reference: bool = False
+
+
+def difference(given: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], kind: Kind) -> float:
+    """How far a result is from the reference's.
+
+    Args:
+        given: Name -> array.
+        reference: The same arrays, from the reference.
+        kind: See `Task`.
+
+    Returns:
+        The largest difference over all arrays; infinite if an array is missing, has another shape or is not finite.
+
+    Examples:
+        >>> difference({"x": np.array([1.0, 2.5])}, {"x": np.array([1.0, 2.0])}, "absolute")
+        0.5
+        >>> difference({"x": np.array([[3, 1]])}, {"x": np.array([[1, 2]])}, "sets")
+        0.5
+    """
+    worst = 0.0
+    for name, right in reference.items():
+        if name not in given or given[name].shape != right.shape or not np.isfinite(given[name]).all():
+            return float("inf")
+        if kind == "sets":
+            kept = [len(set(mine) & set(theirs)) for mine, theirs in zip(given[name], right, strict=True)]
+            worst = max(worst, 1 - sum(kept) / right.size)
+            continue
+        largest = float(np.abs(given[name].astype(np.float64) - right).max(initial=0))
+        worst = max(worst, largest / float(np.abs(right).max()) if kind == "relative" else largest)
+    return worst
+
+
+def tabulate(found: Iterable[Measurement]) -> pl.DataFrame:
+    """Turns measurements into the table: a time stands in it only if its gate was passed.
+
+    Args:
+        found: What was measured, or could not be.
+
+    Returns:
+        Columns `workload`, `task`, `title`, `peer`, `variant`, `version`, `start`, `gate` ("passed", "failed",
+        "reference", "no reference", or "not measured"), `gate_difference`, `wall_min`, `wall_median`, `cpu_min`,
+        `cpu_median` (seconds; CPU over all threads), `peak_memory` and `extra_memory` (MiB resident at most, and
+        above what was resident before), `repeats`, `ratio_to_ours` and `cpu_ratio_to_ours` (median over our fastest
+        median of the same task and start), `target`, `reached`, `reason`.
+    """
+    rows = [_row(entry) for entry in found]
+    best: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        if row["peer"] == OURS and row["wall_median"] is not None:
+            key = (row["task"], row["start"])
+            best[key] = min(best.get(key, row), row, key=lambda entry: entry["wall_median"])
+    for row in rows:
+        own = best.get((row["task"], row["start"])) or best.get((row["task"], row["start"].partition(",")[0]))
+        if own and row["wall_median"] is not None:
+            row["ratio_to_ours"] = row["wall_median"] / own["wall_median"]
+            row["cpu_ratio_to_ours"] = row["cpu_median"] / own["cpu_median"]
+        if row["start"] == "warm":
+            row |= _target(row, best)
+    order = {name: place for place, name in enumerate(TASKS)}
+    rows.sort(key=lambda row: (order[row["task"]], ("cold", "first", "warm").index(row["start"].partition(",")[0])))
+    return pl.DataFrame(rows, schema=SCHEMA)
+
+
+SCHEMA = {
+    **dict.fromkeys(("workload", "task", "title", "peer", "variant", "version", "start", "gate"), pl.String),
+    **dict.fromkeys(("gate_difference", "wall_min", "wall_median", "cpu_min", "cpu_median"), pl.Float64),
+    **dict.fromkeys(("peak_memory", "extra_memory"), pl.Float64),
+    "repeats": pl.Int64,
+    **dict.fromkeys(("ratio_to_ours", "cpu_ratio_to_ours"), pl.Float64),
+    "target": pl.String,
+    "reached": pl.Boolean,
+    "reason": pl.String,
+}
+
+
+def _row(entry: Measurement) -> dict[str, Any]:
+    task = TASKS[entry.task]
+    limit = ACCURACY_GATE if task.kind == "accuracy" else GATE
+    row = dict.fromkeys(SCHEMA) | {
+        "workload": entry.task[:2].upper(),
+        "task": entry.task,
+        "title": task.title,
+        "peer": entry.peer,
+        "variant": entry.variant,
+        "version": entry.version,
+        "start": entry.start,
+        "gate_difference": entry.difference,
+        "repeats": len(entry.answers),
+    }
+    if entry.error is not None:
+        return row | {"gate": "not measured", "reason": entry.error}
+    if entry.difference is not None and entry.difference > limit:
+        return row | {"gate": "failed", "reason": f"differs from the reference by {entry.difference:.2g}"}
+    if entry.variant == GATE_ONLY:
+        return row | {"gate": "reference", "reason": "does less than the task, to compare with"}
+    row["gate"] = "no reference" if entry.difference is None else "reference" if entry.is_reference else "passed"
+    for name in ("wall", "cpu"):
+        seconds = [answer[name] for answer in entry.answers]
+        row |= {f"{name}_min": min(seconds), f"{name}_median": statistics.median(seconds)}
+    for name in ("peak_memory", "extra_memory"):
+        row[name] = max(answer[name] for answer in entry.answers)
+    return row
+
+
+def _target(row: Mapping[str, Any], best: Mapping[tuple[str, str], Mapping[str, float]]) -> dict[str, Any]:
+    """What this row has to show, and whether it does; `None` where a time is missing."""
+    task, peer = row["task"], row["peer"]
+    if peer == OURS and task in WITHIN:
+        other, factor = WITHIN[task]
+        base = best.get((other, "warm"))
+        reached = None
+        if base is not None and row["wall_median"] is not None:
+            reached = row["wall_median"] <= factor * base["wall_median"]
+        return {"target": f"at most {factor:g} times our {TASKS[other].title}", "reached": reached}
+    factor = FASTER.get((task, peer, row["variant"])) or FASTER.get((task, peer, None))
+    if factor is None:
+        return {}
+    ratio = row["ratio_to_ours"]
+    return {"target": f"at least {factor:g} times our seconds", "reached": None if ratio is None else ratio >= factor}
