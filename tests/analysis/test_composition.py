@@ -79,11 +79,12 @@ def test_scores_are_those_of_the_whole_matrices():
     model = toy("llama")
     table = composition_scores(model, draws=1)
     assert table.height == 3 * 3 * 16
+    heads = [(layer, head) for layer in range(3) for head in range(4)]
+    ov, qk = ({at: circuit(model, *at).matrix() for at in heads} for circuit in (W_OV, W_QK))
     for kind, writer_layer, writer_head, reader_layer, reader_head, score in table.select(pl.nth(range(6))).iter_rows():
         assert writer_layer < reader_layer
-        writer = W_OV(model, writer_layer, writer_head).matrix()
-        reads = W_OV(model, reader_layer, reader_head) if kind == "V" else W_QK(model, reader_layer, reader_head)
-        reader = reads.matrix().T if kind == "Q" else reads.matrix()
+        writer, at = ov[writer_layer, writer_head], (reader_layer, reader_head)
+        reader = {"Q": qk[at].T, "K": qk[at], "V": ov[at]}[kind]
         expected = np.linalg.norm(reader @ writer) / np.linalg.norm(reader) / np.linalg.norm(writer)
         assert score == pytest.approx(expected, rel=1e-4)
 

@@ -97,10 +97,10 @@ def test_the_tuned_lens_beats_the_logit_lens_on_countdown():
     model = ji.load("builtin:countdown-6m-grpo")
     rng = np.random.default_rng(0)
     texts = []
-    for problem in countdown.eval_problems()[:40]:
+    for problem in countdown.eval_problems()[:28]:
         tries = [rng.permutation(problem.numbers) for _ in range(3)]
         texts.append(countdown.write(problem, [" - ".join(map(str, numbers)) for numbers in tries])[:170])
-    _, measured = fit_tuned_lens(model, texts, steps=60, tokens=1500, tokens_per_step=128)
+    _, measured = fit_tuned_lens(model, texts, steps=50, tokens=1000, tokens_per_step=96)
     early = measured.filter(pl.col("layer") < 4)
     for layer in range(4):
         logit, tuned, difference = (early.filter(layer=layer, lens=name).row(0, named=True) for name in
