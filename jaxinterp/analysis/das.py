@@ -70,8 +70,9 @@ def fit_das(
     $-\log p(y_i \mid x_i; h \leftarrow h + Q Q^\top (h'_i - h))$ over a batch of training pairs, minimised by Adam.
     A random half of the pairs is for training, the other for evaluation.
 
-    All layers, seeds and the random-label control are one compiled step. It runs the whole model for each of them,
-    since the layer is a number in it; as many run together as fit into `subspaces.MEMORY`.
+    All layers, seeds and the random-label control are one compiled step. It runs all blocks for each of them, since the
+    layer is a number in it, but only the tokens from the first exchanged one on; as many run together as fit into
+    `subspaces.MEMORY`.
 
     Args:
         model: The unedited model; its weights stay as they are.
