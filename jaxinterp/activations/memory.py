@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -21,14 +21,14 @@ _CONTROL_GROUPS = (
 """Names of limit, use and reclaimable cache: version 2 of Linux control groups, and version 1."""
 
 
-def available(device: jax.Device | None = None) -> int:
+def available(device: Any = None) -> int:
     """Bytes of memory that a computation may still take.
 
     On an accelerator that counts its memory this is what is free of it; otherwise it is the host's: what Linux calls
     available, or what is left under the limit of a control group (a container, a batch job), whichever is less.
 
     Args:
-        device: Where the computation will run; by default JAX's first device.
+        device: The JAX device that will compute; by default the first.
 
     Returns:
         Bytes.
@@ -143,7 +143,8 @@ def bytes_per_row(
     * the MLP: $4 n m w$: both branches, the activations and one more;
     * the readout: $3 \cdot 4 V$ for the last token alone, $3 \cdot 4 n V$ for all of them.
 
-    A pass that is compiled keeps no block's arrays longer than the block, so the number of layers does not appear.
+    A pass that is compiled keeps no block's arrays longer than the block, so the number of layers does not appear. What
+    a pass takes besides, whatever its rows are, is `bytes_fixed`.
 
     Args:
         architecture: Of the model.
@@ -165,13 +166,30 @@ def bytes_per_row(
     return bytes_read(a, sites, seq, itemsize) + stream + max(attention, mlp, readout)
 
 
-def rows_that_fit(per_row: int, memory: int | None = None, most: int = 64) -> int:
+def bytes_fixed(architecture: Architecture, itemsize: int = 4) -> int:
+    """A bound on the memory that a forward pass takes whatever its rows are, besides the weights.
+
+    The compiler lays one matrix of each MLP out anew, for all blocks before the first of them runs: layers times
+    embedding times neurons numbers, in float32 at least. (Measured on the CPU.)
+
+    Args:
+        architecture: Of the model.
+        itemsize: Bytes of a number of the model.
+
+    Returns:
+        Bytes.
+    """
+    return architecture.layers * architecture.embedding * architecture.neurons * max(itemsize, 4)
+
+
+def rows_that_fit(per_row: int, memory: int | None = None, most: int = 64, fixed: int = 0) -> int:
     """How many rows to take at a time.
 
     Args:
         per_row: Bytes that one row takes, such as `bytes_per_row` says.
         memory: Bytes that may be taken; by default half of what is available.
         most: Rows beyond which a pass gains nothing.
+        fixed: Bytes that are taken whatever the rows are, such as `bytes_fixed` says.
 
     Returns:
         The largest power of two that fits, at most `most`, so that few sizes are compiled.
@@ -184,10 +202,10 @@ def rows_that_fit(per_row: int, memory: int | None = None, most: int = 64) -> in
         8
     """
     memory = available() // 2 if memory is None else memory
-    count = memory // per_row
+    count = (memory - fixed) // per_row
     if count < 1:
         raise ValueError(
-            f"one row takes up to {per_row / 2**30:.2f} GiB, more than the {memory / 2**30:.2f} GiB it may take; "
+            f"one row takes up to {(fixed + per_row) / 2**30:.2f} GiB, more than the {memory / 2**30:.2f} GiB it may; "
             "read fewer sites or layers, or shorter texts"
         )
     return min(most, 1 << (count.bit_length() - 1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,11 @@ from penzai import pz
 from jaxinterp import axes
 from jaxinterp.activations.metrics import Measure, Metric, bind_metric
 from jaxinterp.activations.run import Inputs, bucket, compiled_form, pad_rows, prepare
-from jaxinterp.activations.sweep import Cell
 from jaxinterp.models.decoder import side_inputs
 from jaxinterp.models.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from jaxinterp.activations.sweep import Cell  # which may print a noise floor itself
 
 PRECISIONS = ("float32 highest", "float32", "bfloat16")
 """What is compared with float64: full float32 products, the device's own way with float32, and bfloat16 throughout."""
@@ -196,12 +198,13 @@ def _promoted(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]
     values |= zip(jaxpr.invars, arguments, strict=True)
 
     def look_up(atom: Any) -> Any:
-        return _wide(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, core.Literal) else values[atom]
+        kind: Any = atom.aval
+        return _wide(np.asarray(atom.val, kind.dtype)) if isinstance(atom, core.Literal) else values[atom]
 
     for step in jaxpr.eqns:
         inputs = [look_up(atom) for atom in step.invars]
         inner = next((step.params[name] for name in ("jaxpr", "call_jaxpr") if name in step.params), None)
-        if isinstance(inner, core.ClosedJaxpr) and step.primitive.name in ("jit", "pjit", "custom_jvp_call", "remat"):
+        if isinstance(inner, core.ClosedJaxpr) and step.primitive.name in ("jit", "custom_jvp_call"):
             outputs = _promoted(inner.jaxpr, inner.consts, inputs)
         elif inner is not None or "branches" in step.params or "cond_jaxpr" in step.params:
             raise ValueError(f"{step.primitive.name} in a metric or an edit cannot be run in float64; write it without")

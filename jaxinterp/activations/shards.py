@@ -115,7 +115,7 @@ class Stream:
             addresses: Which arrays, (site, layer); by default all.
 
         Yields:
-            Caches; arrays are float32, 0 at padding, and if only last positions were kept they have one column.
+            Caches; arrays are float32, 0 at padding; if only last positions were kept they have one column.
         """
         chosen = list(self.addresses if addresses is None else addresses)
         for first in range(0, len(self), size):
@@ -132,17 +132,14 @@ class Stream:
             parts = [self._with_seq(self.read(row, site, layer), site) for row in rows]
             names = [name for name in axes.SITES[site][0] if name != axes.BATCH]
             sizes = {axes.SEQ: 1 if self._last else width, axes.KV_SEQ: width}
-            shape = [sizes.get(name, size) for name, size in zip(names, parts[0].shape, strict=True)]
+            shape = [sizes[name] if name in sizes else parts[0].shape[axis] for axis, name in enumerate(names)]
             whole = np.zeros((len(parts), *shape), np.float32)
             for place, part in zip(whole, parts, strict=True):
                 place[tuple(slice(-size, None) for size in part.shape)] = part
             arrays[site, layer] = whole
-        return (
-            Cache(arrays, tokens[:, -1:], mask[:, -1:]) if self._only_columns(arrays) else Cache(arrays, tokens, mask)
-        )
-
-    def _only_columns(self, arrays: dict[Address, np.ndarray]) -> bool:
-        return self._last and all(axes.KV_SEQ not in axes.SITES[site][0] for site, _ in arrays)
+        if self._last and all(axes.KV_SEQ not in axes.SITES[site][0] for site, _ in arrays):
+            tokens, mask = tokens[:, -1:], mask[:, -1:]
+        return Cache(arrays, tokens, mask)
 
     def _with_seq(self, array: np.ndarray, site: str) -> np.ndarray:
         return np.expand_dims(array, axes.SITES[site][0].index(axes.SEQ) - 1) if self._last else array

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxinterp import artefacts, axes
-from jaxinterp.activations.memory import available, bytes_per_row, bytes_read, rows_that_fit
+from jaxinterp.activations.memory import available, bytes_fixed, bytes_per_row, bytes_read, rows_that_fit
 from jaxinterp.activations.run import bucket, prepare, run
 from jaxinterp.activations.shards import (
     DTYPES,
@@ -67,7 +67,8 @@ def stream(
         batch_size: Texts in a forward pass, which are a shard; by default as many as `memory` allows, 64 at most.
         dtype: Dtype on disk.
         positions: `"all"` tokens of each text, or the `"last"` one alone. Nothing is padded on disk.
-        resume: Whether to go on where an earlier run with the same arguments ended.
+        resume: Whether to go on where an earlier run with the same arguments ended; `batch_size` and `memory` may be
+            others.
         memory: Bytes that a batch may take besides the weights, by the bound of `bytes_per_row`; by default half of
             what is available.
 
@@ -99,7 +100,8 @@ def stream(
         raise ValueError(f"{folder} is complete with {known['rows']} texts, but more were given; choose another folder")
     if not known["complete"]:
         if batch_size is None and ahead:
-            batch_size = rows_that_fit(_row_cost(model, chosen, max(map(len, ahead))), limit, _MOST_ROWS)
+            per_row = _row_cost(model, chosen, max(map(len, ahead)))
+            batch_size = rows_that_fit(per_row, limit, _MOST_ROWS, bytes_fixed(model.architecture))
         _refuse_full_disk(model, chosen, ahead, folder, dtype, positions)
         rows = itertools.chain(ahead, rows)
         while batch := list(itertools.islice(rows, batch_size)):
@@ -122,7 +124,7 @@ def model_digest(model: LanguageModel) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.body):
         array = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8) if array.ndim else array.tobytes())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -226,11 +228,11 @@ def _write_shard(
     positions: str,
 ) -> dict[str, Any]:
     longest = max(map(len, batch))
-    cost = _row_cost(model, sites, longest) * len(batch)
+    cost = _row_cost(model, sites, longest) * len(batch) + bytes_fixed(model.architecture)
     if cost > memory:
         raise ValueError(
             f"{len(batch)} texts of up to {longest} tokens would take {cost / 2**30:.2f} GiB, more than the "
-            f"{memory / 2**30:.2f} GiB they may; go on with a smaller batch_size, or read fewer sites"
+            f"{memory / 2**30:.2f} GiB they may; run it again with a smaller batch_size, or read fewer sites"
         )
     _, cache = run(model, batch, sites=sites, logits=None)
     lengths = cache.mask.sum(axis=1)

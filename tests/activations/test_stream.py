@@ -206,12 +206,14 @@ def test_the_digest_of_a_model_is_that_of_its_numbers_and_edits():
     [((), "last"), ((), "all"), ((ji.resid_post(),), "last"), ((ji.pattern(), ji.mlp_post()), "all")],
 )
 def test_the_bound_holds_for_what_the_compiler_says_it_needs(family, sites, logits):
-    model = toy(family, vocab_size=1000)
+    sizes = {"hidden_size": 16} if sites else {"hidden_size": 128, "intermediate_size": 512}  # activations, or weights
+    model = toy(family, vocab_size=1000, num_hidden_layers=4, **sizes)
     rows, seq = 4, 64
     tokens, mask = np.zeros((rows, seq), np.int32), np.ones((rows, seq), bool)
     needs = forward_pass.lower(model.body, tokens, mask, sites=sites, logits=logits).compile().memory_analysis()
     needed = needs.temp_size_in_bytes + needs.output_size_in_bytes
     bound = rows * memory.bytes_per_row(model.architecture, sites, seq=seq, logits=logits)
+    bound += memory.bytes_fixed(model.architecture)
     assert needed <= bound <= 3 * needed, f"needs {needed} bytes, the bound says {bound}"
 
 
@@ -220,7 +222,7 @@ def test_the_bound_holds_for_the_memory_a_process_takes():
     """On the CountDown model: what running many rows adds to the peak of one that has compiled and run before."""
     program = """
         import re, numpy as np, jaxinterp as ji
-        from jaxinterp.activations.memory import bytes_per_row
+        from jaxinterp.activations.memory import bytes_fixed, bytes_per_row
         from pathlib import Path
         def peak(): return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
         def now(): return 1024 * int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -233,7 +235,7 @@ def test_the_bound_holds_for_the_memory_a_process_takes():
         before = now()
         out = compiled(lm.body, tokens, tokens > 0)
         out[0].block_until_ready()
-        print(peak() - before, rows * bytes_per_row(lm.architecture, sites, seq=seq))
+        print(peak() - before, bytes_fixed(lm.architecture) + rows * bytes_per_row(lm.architecture, sites, seq=seq))
     """
     out = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], check=True, env=os.environ, capture_output=True, text=True
@@ -262,5 +264,5 @@ def test_batches_get_smaller_with_less_memory(tmp_path):
     with pytest.raises(ValueError, match="one row takes up to"):
         memory.rows_that_fit(1000, memory=999)
     each = streaming._row_cost(MODEL, (ji.resid_post(0),), max(map(len, TEXTS)))
-    stored = stream(MODEL, TEXTS, ji.resid_post(0), tmp_path, memory=3 * each)
+    stored = stream(MODEL, TEXTS, ji.resid_post(0), tmp_path, memory=3 * each + memory.bytes_fixed(MODEL.architecture))
     assert [shard["rows"] for shard in stored.manifest["shards"]] == [[0, 2], [2, 4], [4, 6], [6, 7]]
