@@ -87,6 +87,7 @@ class WorkerProcess:
         with selectors.DefaultSelector() as waiting:
             waiting.register(self._process.stdout, selectors.EVENT_READ)
             if not waiting.select(self._patience):
+                self._process.kill()
                 self.close()
                 return {"error": f"no answer to '{verb}' within {self._patience:.0f} s; the process was ended"}
         line = self._process.stdout.readline()
