@@ -21,7 +21,16 @@ import numpy as np
 import polars as pl
 
 from jaxinterp.analysis.benchmark_inputs import Sizes, make_inputs
-from jaxinterp.analysis.benchmark_table import GATE_ONLY, OURS, TASKS, Measurement, Start, difference, tabulate
+from jaxinterp.analysis.benchmark_table import (
+    GATE_ONLY,
+    OURS,
+    TASKS,
+    Measurement,
+    Start,
+    difference,
+    tabulate,
+    wanted_factor,
+)
 from jaxinterp.analysis.benchmark_workers import Launch, WorkerProcess, on_cores
 from jaxinterp.models.language_model import LanguageModel, load
 
@@ -41,7 +50,8 @@ class Settings:
         repeats_of: Task -> repetitions, where they are others.
         threads: Threads, and cores, that a peer may use.
         patience: Seconds after which a run is given up.
-        long_run: Seconds from which the first run of a peer that compiles nothing counts as a repetition.
+        long_run: Seconds from which the first run of a peer that compiles nothing counts as a repetition; where no
+            target is set against it, it is then the only one, as the column `repeats` says.
         sizes: How large the workloads are.
     """
 
@@ -52,7 +62,7 @@ class Settings:
     repeats_of: dict[str, int] = dataclasses.field(default_factory=dict)
     threads: int = 2
     patience: float = 900.0
-    long_run: float = 10.0
+    long_run: float = 12.0
     sizes: Sizes = dataclasses.field(default_factory=Sizes)
 
     def chosen(self) -> list[str]:
@@ -153,7 +163,7 @@ class _Bench:
             for repeat in range(max(map(self.settings.count, tasks))):
                 order = warm[repeat % max(1, len(warm)) :] + warm[: repeat % max(1, len(warm))]
                 for entry in order:
-                    if len(entry.answers) < self.settings.count(entry.task) and entry.error is None:
+                    if entry.error is None and len(entry.answers) < self._wanted(entry):
                         self._ask(self._living(entry.peer, processes), entry)
                 _LOG.info("benchmark %s: repetition %d", workload, repeat + 1)
         finally:
@@ -241,6 +251,12 @@ class _Bench:
         else:
             entry.answers.append(answer)
             _LOG.info("%s, %s, %s: %.2f s", entry.task, entry.peer, entry.variant, answer["wall"])
+
+    def _wanted(self, entry: Measurement) -> int:
+        """How often an entry is repeated."""
+        aimed_at = entry.peer == OURS or wanted_factor(entry.task, entry.peer, entry.variant) is not None
+        long = bool(entry.answers) and entry.answers[0]["wall"] >= self.settings.long_run
+        return 1 if long and not aimed_at else self.settings.count(entry.task)
 
     def _warm(self, entry: Measurement) -> Measurement:
         """The repetitions to come; a long first run of a peer that compiles nothing is one of them."""

@@ -43,6 +43,11 @@ class Fake(Worker):
         np.fill_diagonal(distances, np.inf)
         return {{"indices": np.argsort(distances, axis=1)[:, : self.number("w8_neighbours")]}}
 
+    @variant("w8_weights", "slow")
+    def slow(self):
+        time.sleep(0.6)
+        return {{"weights": np.zeros(3)}}
+
     @variant("w8_neighbours", "wrong")
     def almost(self):
         found = self.neighbours()["indices"]
@@ -87,6 +92,7 @@ def measured(folder, tmp_path_factory):
         tasks=("w8_neighbours", "w8_weights"),
         reference="exact",
         repeats=2,
+        long_run=0.5,
         sizes=Sizes(tokens=40, neighbours=3),
     )
     table = benchmark.measure(folder, launches, settings)
@@ -116,7 +122,7 @@ def test_the_reference_is_compared_with_and_named(measured):
     table, _ = measured
     assert row(table, task="w8_neighbours", peer="exact", variant="right", start="warm")["gate"] == "reference"
     assert row(table, task="w8_neighbours", peer="other", variant="right", start="warm")["gate"] == "passed"
-    assert row(table, task="w8_weights", peer="jaxinterp", start="warm")["gate"] == "no reference"
+    assert row(table, task="w8_weights", peer="jaxinterp", start="warm")["gate"] == "failed", "it is no array of zeros"
 
 
 def test_who_cannot_has_a_row_with_the_reason(measured):
@@ -135,6 +141,12 @@ def test_peers_take_turns(measured):
     assert first == ["exact", "exact", "other", "other"], "wrong answers are made from right ones"
     assert repeats.count("exact") == repeats.count("other") == 4
     assert max(len(part.split()) for part in " ".join(repeats).split("exact")) <= 4, "nobody repeats before the others"
+
+
+def test_a_long_run_that_no_target_is_set_against_is_made_once_and_the_table_says_so(measured):
+    table, _ = measured
+    slow = row(table, task="w8_weights", peer="other", variant="slow", start="warm")
+    assert slow["repeats"] == 1 and slow["wall_median"] > 0.5
 
 
 def test_cold_starts_are_fresh_processes_with_and_without_compiled_programs(folder):
