@@ -35,7 +35,7 @@ from jaxinterp.analysis.aligned_pairs import (
 from jaxinterp.interventions.edit import NamedArray, Place, find_places
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.sites.selectors import Site, embed, resid_pre
-from jaxinterp.sites.taps import Address, attach
+from jaxinterp.sites.taps import Address, attach, edited_taps
 
 Method = Literal["gradient", "integrated"]
 Path = Literal["mask", "inputs"]
@@ -223,8 +223,11 @@ def _slopes(
     """The metric of the mixed run [batch], and its derivative in the mask of every tap [batch, seq, (unit)]."""
     readout = any(site in ("ln_final", "logits") for site, _ in sources)
     inputs = read_last(tokens, valid)
+    few = measure.tokens is not None and not readout and ("logits", None) not in edited_taps(body)
     if readout:
         del inputs["read"]
+    elif few:
+        inputs["choose"] = pz.nx.wrap(measure.tokens, axes.BATCH, "choice")
     masks = {address: _fill(address, source, selected[address], alphas[address]) for address, source in sources.items()}
 
     def measure_mixed(masks: Mapping[Address, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -236,7 +239,8 @@ def _slopes(
             mixes.append((address, Mix(pz.nx.wrap(masks[address], *over), pz.nx.wrap(source, *names), other)))
         output = attach(body, mixes)(pz.nx.wrap(tokens, axes.BATCH, axes.SEQ), **inputs)
         logits = output.untag(axes.SEQ)[-1] if readout else output
-        values = apply_measure(measure, logits.unwrap(axes.BATCH, axes.VOCABULARY))
+        plain = logits.unwrap(axes.BATCH, "choice" if few else axes.VOCABULARY)
+        values = measure(plain) if few else apply_measure(measure, plain)
         return values.sum(), values
 
     slopes, values = jax.grad(measure_mixed, has_aux=True)(masks)
@@ -263,9 +267,7 @@ def _table(
     corrupted: np.ndarray,
     effects: Mapping[Address, np.ndarray],
 ) -> pl.DataFrame:
-    padding = np.argmax(pairs.valid, axis=1)
-    text = _token_texts(model, pairs)
-    frames = []
+    padding, text, frames = np.argmax(pairs.valid, axis=1), _token_texts(model, pairs), []
     for place in places:
         site, layer = place.address
         unit = _unit_axis(place.address)
@@ -290,9 +292,9 @@ def _table(
     return table.select(order).with_columns(normalised=normalise(pl.col("effect")))
 
 
-def _token_texts(model: LanguageModel, pairs: AlignedPairs) -> np.ndarray | None:
+def _token_texts(model: LanguageModel, pairs: AlignedPairs) -> np.ndarray:
     if model.tokenizer is None:
-        return None
+        return np.full(pairs.clean.shape, None)
     ids, inverse = np.unique(pairs.clean, return_inverse=True)
     texts = np.array([model.tokenizer.decode([int(number)]) for number in ids], object)
     return texts[inverse.reshape(pairs.clean.shape)]
