@@ -223,11 +223,11 @@ def _slopes(
     """The metric of the mixed run [batch], and its derivative in the mask of every tap [batch, seq, (unit)]."""
     readout = any(site in ("ln_final", "logits") for site, _ in sources)
     inputs = read_last(tokens, valid)
-    few = measure.tokens is not None and not readout and ("logits", None) not in edited_taps(body)
+    few = None if readout or ("logits", None) in edited_taps(body) else measure.tokens
     if readout:
         del inputs["read"]
-    elif few:
-        inputs["choose"] = pz.nx.wrap(measure.tokens, axes.BATCH, "choice")
+    if few is not None:
+        inputs["choose"] = pz.nx.wrap(few, axes.BATCH, "choice")
     masks = {address: _fill(address, source, selected[address], alphas[address]) for address, source in sources.items()}
 
     def measure_mixed(masks: Mapping[Address, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -239,8 +239,8 @@ def _slopes(
             mixes.append((address, Mix(pz.nx.wrap(masks[address], *over), pz.nx.wrap(source, *names), other)))
         output = attach(body, mixes)(pz.nx.wrap(tokens, axes.BATCH, axes.SEQ), **inputs)
         logits = output.untag(axes.SEQ)[-1] if readout else output
-        plain = logits.unwrap(axes.BATCH, "choice" if few else axes.VOCABULARY)
-        values = measure(plain) if few else apply_measure(measure, plain)
+        plain = logits.unwrap(axes.BATCH, axes.VOCABULARY if few is None else "choice")
+        values = apply_measure(measure, plain) if few is None else measure(plain)
         return values.sum(), values
 
     slopes, values = jax.grad(measure_mixed, has_aux=True)(masks)
@@ -294,7 +294,7 @@ def _table(
 
 def _token_texts(model: LanguageModel, pairs: AlignedPairs) -> np.ndarray:
     if model.tokenizer is None:
-        return np.full(pairs.clean.shape, None)
+        return np.empty(pairs.clean.shape, object)
     ids, inverse = np.unique(pairs.clean, return_inverse=True)
     texts = np.array([model.tokenizer.decode([int(number)]) for number in ids], object)
     return texts[inverse.reshape(pairs.clean.shape)]

@@ -137,6 +137,7 @@ def run_circuit(
             can tell them apart.
 
     Examples:
+        >>> from jaxinterp.analysis.graph import list_edges
         >>> from jaxinterp.models.toy import toy
         >>> model = toy(num_hidden_layers=1)
         >>> run_circuit(model, [[1, 2]], [[3, 2]], np.ones(list_edges(model).height, bool)).shape
