@@ -17,6 +17,7 @@ NEURONS = "neurons"
 VOCABULARY = "vocabulary"
 CONTEXT = "context"
 COMPONENT = "component"
+WORLDS = "worlds"
 
 _STREAM = (BATCH, SEQ, EMBEDDING)
 _UNITS = (BATCH, SEQ, NEURONS)

@@ -13,8 +13,12 @@ import numpy as np
 from penzai import pz
 
 from jaxinterp import axes
+from jaxinterp.activations.compilation import keep_compiled_programs
+from jaxinterp.activations.plan import by_structure
 from jaxinterp.activations.run import Inputs, bucket, compiled_form, pad_rows, prepare
+from jaxinterp.activations.stages import Leaves, Shared
 from jaxinterp.activations.state import remember
+from jaxinterp.activations.sweep import Cell
 from jaxinterp.models.decoder import side_inputs
 from jaxinterp.models.language_model import LanguageModel
 
@@ -166,7 +170,67 @@ def generate_tokens(
         ValueError: `max_new_tokens` is not positive, the text would not fit the learned positions, or sampling lacks
             a key.
     """
-    sampler = sampler or Sampler()
+    (only,) = _generate_all(
+        model, [model.body], inputs, max_new_tokens, mask, sampler or Sampler(), key, ended, keep_logits
+    )
+    return only
+
+
+def generate_grid(
+    model: LanguageModel,
+    inputs: Inputs,
+    edits: Sequence[Cell],
+    max_new_tokens: int,
+    mask: Any = None,
+    *,
+    sampler: Sampler | None = None,
+    key: jax.Array | None = None,
+    keep_logits: bool = False,
+) -> list[Generation]:
+    """Continues rows of tokens under every edit of a grid, all of them in one batch.
+
+    Decoding one row is bound by reading the weights; a batch of edits reads them once for all.
+
+    Args:
+        model: The unedited model.
+        inputs: Texts, lists of token ids, or ids [batch, seq] padded on the left.
+        edits: Cells, such as `ji.grid` makes: layers, scales, vectors.
+        max_new_tokens: Most tokens to add.
+        mask: With ids [batch, seq]: which of them are tokens.
+        sampler: How tokens are drawn; by default greedily.
+        key: Typed key, needed unless greedy; every cell draws with the same numbers.
+        keep_logits: Whether to return the logits.
+
+    Returns:
+        What `generate_tokens` gives for each edit, in their order.
+
+    Raises:
+        ValueError: There are no edits, one does not fit the model or the inputs, or as in `generate_tokens`.
+    """
+    if not edits:
+        raise ValueError("there are no edits to generate with; make some with ji.grid")
+    bodies = [compiled_form(cell.edit(model).body) for cell in edits]
+    results: list[Generation | None] = [None] * len(bodies)
+    for group in by_structure(bodies, common=lambda _: True):
+        some = [bodies[member] for member in group.members]
+        found = _generate_all(model, some, inputs, max_new_tokens, mask, sampler or Sampler(), key, None, keep_logits)
+        for member, generation in zip(group.members, found, strict=True):
+            results[member] = generation
+    return [generation for generation in results if generation is not None]
+
+
+def _generate_all(
+    model: LanguageModel,
+    bodies: Sequence[pz.nn.Layer],
+    inputs: Inputs,
+    max_new_tokens: int,
+    mask: Any,
+    sampler: Sampler,
+    key: jax.Array | None,
+    ended: Any,
+    keep_logits: bool,
+) -> list[Generation]:
+    """Generation with trees of one structure, each on all rows."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if sampler.temperature and key is None:
@@ -176,35 +240,42 @@ def generate_tokens(
     limit = architecture.context if architecture.learned_positions else None
     if limit is not None and tokens.shape[1] + max_new_tokens > limit:
         raise ValueError(f"{tokens.shape[1]} + {max_new_tokens} tokens exceed the {limit} learned positions")
+    keep_compiled_programs()
     tokens, valid = pad_rows(tokens, valid, len(tokens), bucket(tokens.shape[1]))
     chunk = max_new_tokens if ended is None else min(_STEPS_BETWEEN_CHECKS, max_new_tokens)
+    (group,) = by_structure([compiled_form(body) for body in bodies], common=lambda _: True)
+    own = group.stack(range(len(bodies)))
     state = _read_prompt(
-        compiled_form(model.body),
+        group.shared,
+        own,
         tokens,
         valid,
+        jax.random.key(0) if key is None else key,
+        cells=len(bodies),
         slots=tokens.shape[1] + -(-max_new_tokens // chunk) * chunk,
         kv_heads=architecture.kv_heads,
         projection=architecture.projection,
     )
-    state = dataclasses.replace(state, key=jax.random.key(0) if key is None else key)
     stops = jnp.asarray(architecture.eos or (-1,), jnp.int32)
     parts, kept = [], []
     for _ in range(-(-max_new_tokens // chunk)):
         state, new, logits = _continue(
-            compiled_form(model.body), state, stops, steps=chunk, sampler=sampler, keep_logits=keep_logits
+            group.shared, own, state, stops, steps=chunk, sampler=sampler, keep_logits=keep_logits
         )
         parts.append(np.asarray(new))
         kept.append(logits)
         done = np.asarray(state.done)
         if ended is not None:
-            done = done | ended(np.concatenate(parts, axis=1))
+            done = done | np.stack([ended(row) for row in np.concatenate(parts, axis=2)])
         if done.all():
             break
-    ids = np.concatenate(parts, axis=1)[:, :max_new_tokens]
+    ids = np.concatenate(parts, axis=2)[:, :, :max_new_tokens]
     is_end = np.isin(ids, np.asarray(stops))
-    lengths = np.where(is_end.any(axis=1), is_end.argmax(axis=1), ids.shape[1])
-    values = np.concatenate([np.asarray(part) for part in kept], axis=1)[:, :max_new_tokens] if keep_logits else None
-    return Generation(ids, lengths, values)
+    lengths = np.where(is_end.any(axis=2), is_end.argmax(axis=2), ids.shape[2])
+    values = np.concatenate([np.asarray(part) for part in kept], axis=2)[:, :, :max_new_tokens] if keep_logits else None
+    return [
+        Generation(ids[cell], lengths[cell], None if values is None else values[cell]) for cell in range(len(bodies))
+    ]
 
 
 @functools.partial(
@@ -225,9 +296,29 @@ class _State:
     key: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("slots", "kv_heads", "projection"))
+@functools.partial(jax.jit, static_argnames=("cells", "slots", "kv_heads", "projection"))
 def _read_prompt(
-    body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, *, slots: int, kv_heads: int, projection: int
+    shared: Shared,
+    own: Leaves,
+    tokens: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    *,
+    cells: int,
+    slots: int,
+    kv_heads: int,
+    projection: int,
+) -> _State:
+    """The state of every cell after the prompt, each array with a cell axis in front."""
+
+    def one(leaves: Leaves) -> _State:
+        return _read_prompt_once(shared.joined(leaves), tokens, mask, key, slots, kv_heads, projection)
+
+    return jax.vmap(one, axis_size=cells)(own)
+
+
+def _read_prompt_once(
+    body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, key: jax.Array, slots: int, kv_heads: int, projection: int
 ) -> _State:
     batch, seq = tokens.shape
     sizes: dict[Any, int] = {axes.BATCH: batch, axes.SEQ: slots, axes.KV_HEAD: kv_heads, axes.PROJECTION: projection}
@@ -244,13 +335,31 @@ def _read_prompt(
         logits=output.unwrap(axes.BATCH, axes.VOCABULARY),
         filled=jnp.asarray(seq, jnp.int32),
         done=jnp.zeros(batch, bool),
-        key=jax.random.key(0),
+        key=key,
     )
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "sampler", "keep_logits"), donate_argnames=("state",))
 def _continue(
-    body: pz.nn.Layer, state: _State, stops: jax.Array, *, steps: int, sampler: Sampler, keep_logits: bool
+    shared: Shared,
+    own: Leaves,
+    state: _State,
+    stops: jax.Array,
+    *,
+    steps: int,
+    sampler: Sampler,
+    keep_logits: bool,
+) -> tuple[_State, jax.Array, jax.Array | None]:
+    """Some steps of every cell: the state, tokens [cell, batch, step] and logits [cell, batch, step, vocabulary]."""
+
+    def one(leaves: Leaves, state: _State) -> tuple[_State, jax.Array, jax.Array | None]:
+        return _continue_once(shared.joined(leaves), state, stops, steps, sampler, keep_logits)
+
+    return jax.vmap(one)(own, state)
+
+
+def _continue_once(
+    body: pz.nn.Layer, state: _State, stops: jax.Array, steps: int, sampler: Sampler, keep_logits: bool
 ) -> tuple[_State, jax.Array, jax.Array | None]:
     stepping, _ = pz.unbind_state_vars(remember(body, state.memory[0].value, prompt=False))
 

@@ -192,7 +192,7 @@ def first_columns(routes: Sequence[Route], texts: Texts) -> np.ndarray:
     """
     last = texts.tokens.shape[1] - 1
     columns = np.full(len(routes), last)
-    owners = [(number, edit.acts) for number, route in enumerate(routes) for edit in route.edits or ()]
+    owners = [(number, edit.at) for number, route in enumerate(routes) for edit in route.edits or ()]
     for group in by_structure([positions for _, positions in owners]):
         found = np.asarray(_first_chosen(group.shared, group.stack(range(len(group.members))), texts))
         for member, column in zip(group.members, np.broadcast_to(found, len(group.members)), strict=True):

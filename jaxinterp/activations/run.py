@@ -13,6 +13,7 @@ import numpy as np
 from penzai import pz
 
 from jaxinterp import axes
+from jaxinterp.activations.memory import available, bytes_fixed, bytes_per_row, bytes_read, rows_that_fit
 from jaxinterp.activations.state import capture
 from jaxinterp.interventions.edit import Edit
 from jaxinterp.models.decoder import side_inputs
@@ -23,9 +24,6 @@ from jaxinterp.sites.taps import Address, align_edits
 
 Readout = Literal["all", "last"] | None
 Inputs = Sequence[str] | str | Sequence[Sequence[int]] | np.ndarray | jax.Array
-
-MEMORY_LIMIT = 8 * 2**30
-"""Bytes of captured activations beyond which `run` refuses."""
 
 
 @overload
@@ -72,14 +70,14 @@ def run(
         mask: With ids [batch, seq]: which of them are tokens rather than padding on the left.
         sites: What to read. Reads see edits made at the same tap.
         logits: `"all"`, `"last"` (only each row's last token, much cheaper with a large vocabulary), or `None`.
-        batch_size: Rows per forward pass; by default all at once.
+        batch_size: Rows per forward pass; by default all that half of the free memory holds by the bound of
+            `jaxinterp.activations.memory.bytes_per_row`.
 
     Returns:
         Logits, float32 [batch, seq, vocabulary], [batch, vocabulary] or `None`; and the cache, `cache[site, layer]`.
 
     Raises:
-        ValueError: A site does not exist, the inputs are no tokens, or the activations asked for exceed the
-            memory limit.
+        ValueError: A site does not exist, the inputs are no tokens, or what is asked for exceeds the free memory.
     """
     if logits not in ("all", "last", None):
         raise ValueError(f"logits must be 'all', 'last' or None, not {logits!r}")
@@ -87,9 +85,8 @@ def run(
     chosen = (sites,) if isinstance(sites, Site) else tuple(sites)
     body = compiled_form(model.body)
     rows, seq = tokens.shape
-    step = rows if batch_size is None else min(max(1, batch_size), rows)
-    _refuse_too_much(model, chosen, rows, seq)
     padded = bucket(seq, model.architecture.context if model.architecture.learned_positions else None)
+    step = _rows_at_once(model, chosen, rows, padded, logits, batch_size)
     outputs: list[tuple[np.ndarray | None, dict[Address, np.ndarray]]] = []
     for first in range(0, rows, step):
         part, part_valid = tokens[first : first + step], valid[first : first + step]
@@ -202,15 +199,25 @@ def _join(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _refuse_too_much(model: LanguageModel, sites: tuple[Site, ...], rows: int, seq: int) -> None:
-    sizes = model.architecture.axis_sizes() | {axes.BATCH: rows, axes.SEQ: seq, axes.KV_SEQ: seq}
-    total = 0
+def _rows_at_once(
+    model: LanguageModel, sites: tuple[Site, ...], rows: int, seq: int, logits: Readout, batch_size: int | None
+) -> int:
     for site in sites:
-        part = {**sizes, site.axis: len(site.indices)} if site.axis else sizes
-        each = math.prod(part[name] for name in axes.SITES[site.name][0])
-        total += 4 * each * len(site.addresses(model.body))
-    if total > MEMORY_LIMIT:
+        site.addresses(model.body)
+    architecture = model.architecture
+    itemsize = jax.tree_util.tree_leaves(model.body)[0].dtype.itemsize
+    free = available()
+    read = bytes_read(architecture, sites, seq, itemsize)
+    read += 0 if logits is None else 4 * architecture.vocabulary * (seq if logits == "all" else 1)
+    if rows * read > free:
+        asked = ", ".join(map(str, sites)) or "the logits"
         raise ValueError(
-            f"reading {', '.join(map(str, sites))} would take {total / 2**30:.1f} GiB, more than the limit of "
-            f"{MEMORY_LIMIT / 2**30:.0f} GiB; read fewer layers or run fewer texts at a time"
+            f"reading {asked} of {rows} rows of {seq} tokens would take {rows * read / 2**30:.3g} GiB, more than the "
+            f"{free / 2**30:.3g} GiB that are free; read fewer layers or run fewer texts at a time, ask for "
+            "logits='last', or write to disk with ji.stream"
         )
+    if batch_size is not None:
+        return min(max(1, batch_size), rows)
+    each = bytes_per_row(architecture, sites, seq=seq, logits=logits, itemsize=itemsize)
+    fixed = bytes_fixed(architecture, itemsize)
+    return rows if fixed + rows * each <= free // 2 else rows_that_fit(each, free // 2, rows, fixed)

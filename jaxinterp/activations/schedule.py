@@ -21,7 +21,7 @@ from jaxinterp.activations.plan import Base, Group, Route, by_structure
 from jaxinterp.activations.stages import KeysAndValues, Texts
 from jaxinterp.models.architecture import Architecture
 
-STARTS = 8
+STARTS = 4
 """At how many columns, evenly spread over the text, cells may start; each is compiled for itself."""
 
 _CPU_TILE = 512
@@ -260,9 +260,9 @@ def measure_buffer(
     """
     base, texts = clean.base, clean.texts
     batch, length = texts.tokens.shape
-    tile = max(1, sizes.tile // (batch * seq))
+    tile = _power_of_two(sizes.tile // (batch * seq))
     stream = clean.streams[0]
-    shape = (_step_up(len(routes)), batch, seq, stream.shape[-1])
+    shape = (_step_up(len(routes), 4 * tile), batch, seq, stream.shape[-1])
     buffer = jnp.zeros(shape, stream.dtype, device=stream.sharding)
     measured: list[tuple[np.ndarray, jax.Array]] = []
     started = 0
@@ -285,9 +285,9 @@ def measure_buffer(
         others = [place for place in range(started) if place not in inside]
         for places, group, own in _groups([p for p in others if stage in routes[p].edited], routes, stage, tile):
             buffer = stages.advance_edited(buffer, places, group.shared, own, None, earlier, texts, last=last)
-        for places in _tiles([p for p in others if stage not in routes[p].edited], tile):
+        for places in _tiles([p for p in others if stage not in routes[p].edited], tile, coarse=last):
             buffer = stages.advance_unedited(buffer, places, base.blocks[stage], earlier, texts, last=last)
-    tile = max(1, sizes.logits // batch)
+    tile = _power_of_two(min(tile, sizes.logits // batch))
     changed = [place for place, route in enumerate(routes) if base.depth in route.edited]
     for places, group, own in _groups(changed, routes, base.depth, tile):
         values = stages.measure_edited(buffer, places, group.shared, own, texts, clean.measure)
@@ -295,7 +295,7 @@ def measure_buffer(
     others = [place for place, route in enumerate(routes) if base.depth not in route.edited]
     measured += [
         (places, stages.measure_unedited(buffer, places, base.ends, texts, clean.measure))
-        for places in _tiles(others, tile)
+        for places in _tiles(others, tile, coarse=True)
     ]
     return measured
 
@@ -316,16 +316,27 @@ _NONE = np.iinfo(np.int32).max
 """In a tile that is not full, the number of a cell that no buffer has."""
 
 
-def _tiles(places: Sequence[int], tile: int) -> Iterator[np.ndarray]:
-    """Numbers of cells, a tile at a time; the last tile is filled up to one of few sizes."""
+def _tiles(places: Sequence[int], tile: int, coarse: bool = False) -> Iterator[np.ndarray]:
+    """Numbers of cells, a tile at a time; the last one is filled up to one of few sizes."""
     for first in range(0, len(places), tile):
         some = places[first : first + tile]
-        full = np.full(min(tile, _step_up(len(some))), _NONE, np.int32)
+        full = np.full(_step_up(len(some), tile, coarse), _NONE, np.int32)
         full[: len(some)] = some
         yield full
 
 
-def _step_up(count: int) -> int:
-    """The next of 1, 2, 4, 8, 12, 16, 24, 32, 48, 64 and so on."""
-    power = 1 << max(0, count - 1).bit_length()
-    return power * 3 // 4 if power >= 16 and count <= power * 3 // 4 else power
+def _power_of_two(most: int) -> int:
+    """The largest power of two up to a number; at least 1."""
+    return 1 << max(0, int(most).bit_length() - 1)
+
+
+def _step_up(count: int, tile: int, coarse: bool = False) -> int:
+    """The size that a tile with some cells is filled up to: a quarter of it, half, three quarters, or all.
+
+    Examples:
+        >>> [_step_up(count, 32) for count in (1, 8, 9, 25)], _step_up(9, 32, coarse=True)
+        ([8, 8, 16, 32], 32)
+    """
+    quarter = max(1, tile // 4)
+    quarters = -(-count // quarter)
+    return quarter * (quarters if quarters == 1 or not coarse else -(-tile // quarter))

@@ -36,6 +36,7 @@ from jaxinterp.activations.ledger import Ledger, digest_of
 from jaxinterp.activations.memory import available
 from jaxinterp.activations.metrics import Measure, Metric, bind_metric
 from jaxinterp.activations.plan import Base, check_rows, find_route, first_columns
+from jaxinterp.activations.precision import mark_noise, noise_floor
 from jaxinterp.activations.run import Inputs, bucket, pad_rows, prepare
 from jaxinterp.activations.schedule import Block, CleanRun, choose_sizes, measure_cells
 from jaxinterp.activations.stages import Texts
@@ -43,7 +44,7 @@ from jaxinterp.models.language_model import LanguageModel
 
 Labels = dict[str, Any]
 
-_MEASURED = ("prompt", "clean", "corrupted", "value", "effect", "normalised")
+_MEASURED = ("prompt", "clean", "corrupted", "value", "effect", "normalised", "noise", "resolved")
 _RESAMPLES = 2000
 
 
@@ -100,6 +101,7 @@ def sweep(
     mask: Any = None,
     *,
     corrupted: Inputs | None = None,
+    noise: bool = False,
     memory: int | None = None,
     folder: str | Path | None = None,
     progress: bool = True,
@@ -114,6 +116,8 @@ def sweep(
             [batch, vocabulary] to a number for each row [batch].
         mask: With ids [batch, seq]: which of them are tokens.
         corrupted: The other text of each pair, if there is one: adds what the metric is there.
+        noise: Whether to measure how far some of the cells are from float64, and to say beside each effect how large
+            that noise is and whether the effect exceeds it; see `jaxinterp.activations.precision.noise_floor`.
         memory: Bytes that may be used besides the model; by default half of what is free. What of it is used for
             what is said in `jaxinterp.activations.schedule.choose_sizes`.
         folder: Where to keep what is done, so that the same sweep, started again, goes on where it was.
@@ -121,7 +125,8 @@ def sweep(
 
     Returns:
         One row for each cell and prompt: the cell's labels, `prompt`, `clean`, `value`, and `effect`, value minus
-        clean. With `corrupted` also `corrupted` and `normalised`, the effect as a fraction of corrupted minus clean.
+        clean. With `corrupted` also `corrupted` and `normalised`, the effect as a fraction of corrupted minus clean
+            (null where these are equal). With `noise` also `noise` and `resolved`.
 
     Raises:
         ValueError: There are no cells, an edit does not fit the model or the prompts, the memory holds not one row, or
@@ -167,7 +172,8 @@ def sweep(
             take(block)
             if ledger is not None:
                 ledger.add(block)
-    return _table(edits, clean, values, other)
+    table = _table(edits, clean, values, other)
+    return mark_noise(table, noise_floor(model, prompts, edits, metric, mask)) if noise else table
 
 
 class _Rate(ProgressColumn):
@@ -202,7 +208,8 @@ def _table(edits: Sequence[Cell], clean: np.ndarray, values: np.ndarray, corrupt
     table = pl.DataFrame(labels | measured).with_columns(effect=pl.col("value") - pl.col("clean"))
     if corrupted is None:
         return table
-    return table.with_columns(normalised=pl.col("effect") / (pl.col("corrupted") - pl.col("clean")))
+    whole = pl.col("corrupted") - pl.col("clean")
+    return table.with_columns(normalised=pl.when(whole != 0).then(pl.col("effect") / whole))
 
 
 def summarise(

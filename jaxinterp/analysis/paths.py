@@ -29,7 +29,6 @@ from jaxinterp.sites.taps import Address, attach, find_taps
 Ends = Site | Sequence[Site]
 """One end of a path: a site, or several that are patched together."""
 
-WORLDS = "worlds"
 _CLEAN, _CORRUPTED = 0, 1
 _WRITERS = ("embed", "z", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post")
 _READERS = (
@@ -52,7 +51,7 @@ class TakeWorld(Edit):
 
     def edited(self, value: NamedArray, **_: Any) -> NamedArray:
         """See `Edit.edited`."""
-        return pz.nx.nmap(lambda worlds, source: worlds[source])(value.untag(WORLDS), self.source)
+        return pz.nx.nmap(lambda worlds, source: worlds[source])(value.untag(axes.WORLDS), self.source)
 
 
 def head_input(part: str, layer: int, *indices: int) -> Site:
@@ -122,7 +121,7 @@ def path_patch(
     Returns:
         One row for each sender, receiver and prompt: `sender`, `sender_layer` and `sender_head` (null where it is
         not one head), `receiver`, `prompt`, `clean`, `corrupted`, `value`, `effect` (value minus clean) and
-        `normalised` (effect over clean minus corrupted: -1 is the whole way to `corrupted`; null where the two
+        `normalised` (effect over corrupted minus clean: 1 is the whole way to `corrupted`; null where the two
         are equal).
 
     Raises:
@@ -287,8 +286,8 @@ class _Plan:
 
 
 def _take(selected: np.ndarray, source: np.ndarray, at: Positions, unit: str | None) -> Edit:
-    names = (WORLDS,) if unit is None or selected.ndim == 1 else (WORLDS, unit)
-    which = pz.nx.wrap(jnp.asarray(source, jnp.int32), WORLDS)
+    names = (axes.WORLDS,) if unit is None or selected.ndim == 1 else (axes.WORLDS, unit)
+    which = pz.nx.wrap(jnp.asarray(source, jnp.int32), axes.WORLDS)
     return TakeWorld(pz.nx.wrap(jnp.asarray(selected), *names), at, which)
 
 
@@ -314,10 +313,10 @@ def _pair(model: LanguageModel, clean: Inputs, corrupted: Inputs) -> tuple[np.nd
 @jax.jit
 def _measure_worlds(body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, measure: Measure) -> jax.Array:
     """The metric in every world, [worlds, batch]; tokens [worlds, batch, seq]."""
-    ids = pz.nx.wrap(tokens, WORLDS, axes.BATCH, axes.SEQ)
+    ids = pz.nx.wrap(tokens, axes.WORLDS, axes.BATCH, axes.SEQ)
     read = pz.nx.wrap(jnp.full(tokens.shape[1], tokens.shape[2] - 1), axes.BATCH)
     inputs = side_inputs(tokens[_CLEAN], mask) | {"tokens": ids, "read": read}
-    values = body(ids, **inputs).unwrap(WORLDS, axes.BATCH, axes.VOCABULARY)
+    values = body(ids, **inputs).unwrap(axes.WORLDS, axes.BATCH, axes.VOCABULARY)
     if measure.tokens is not None:
         chosen = jnp.broadcast_to(measure.tokens, (len(values), *measure.tokens.shape))
         values = jnp.take_along_axis(values, chosen, axis=2)
@@ -328,7 +327,7 @@ def _table(starts: _Choices, ends: _Choices, bounds: np.ndarray, values: np.ndar
     senders, receivers, rows = values.shape
     each = receivers * rows
     clean, corrupted = (np.tile(bound, senders * receivers) for bound in bounds)
-    span = pl.col("clean") - pl.col("corrupted")
+    span = pl.col("corrupted") - pl.col("clean")
     table = pl.DataFrame(
         {
             "sender": [label for label in starts.labels for _ in range(each)],

@@ -11,7 +11,8 @@ import numpy as np
 from penzai import pz
 
 from jaxinterp import axes
-from jaxinterp.activations.run import MEMORY_LIMIT, bucket, compiled_form, forward_pass, pad_rows
+from jaxinterp.activations.memory import host_memory
+from jaxinterp.activations.run import bucket, compiled_form, forward_pass, pad_rows
 from jaxinterp.models import blocks
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.sites.selectors import Site
@@ -69,14 +70,14 @@ def read_residuals(
         Float32 [layer, token, embedding], the chosen tokens in the order of `np.nonzero(where)`.
 
     Raises:
-        ValueError: They would exceed the memory limit.
+        ValueError: They would exceed the free memory.
     """
     architecture = model.architecture
     size = 4 * architecture.layers * int(where.sum()) * architecture.embedding
-    if size > MEMORY_LIMIT:
+    if size > host_memory():
         raise ValueError(
             f"the residuals of {where.sum()} tokens at {architecture.layers} layers take {size / 2**30:.1f} GiB, more "
-            f"than the limit of {MEMORY_LIMIT / 2**30:.0f} GiB; ask for fewer tokens"
+            f"than the {host_memory() / 2**30:.1f} GiB that are free; ask for fewer tokens"
         )
     length = bucket(ids.shape[1], architecture.context if architecture.learned_positions else None)
     step = min(max(1, batch_size), len(ids))

@@ -11,7 +11,7 @@ from penzai import pz
 
 from jaxinterp import axes
 from jaxinterp.interventions.edit import Edit, NamedArray, Place, attach_edits, find_places, site_axes
-from jaxinterp.interventions.patch import Patch, read_source
+from jaxinterp.interventions.interchange import Interchange, read_source
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.sites.cache import Cache
 from jaxinterp.sites.positions import Positions, everywhere
@@ -82,13 +82,14 @@ def ablate(
     if key is None:
         raise ValueError("resample ablation needs a key, such as jax.random.key(0)")
     rows = _derangement(key, len(cache.tokens))
-    lengths = cache.mask.sum(axis=1)[rows]
+    lengths = cache.mask.sum(axis=1)
     columns = np.arange(cache.mask.shape[1])
-    pairing = pz.nx.wrap(jnp.asarray(np.minimum(columns, lengths[:, None] - 1), jnp.int32), axes.BATCH, "target")
+    targets = pz.nx.wrap(jnp.asarray(np.broadcast_to(columns, cache.mask.shape), jnp.int32), axes.BATCH, "choice")
 
     def with_other_rows(place: Place) -> Edit:
-        source = read_source(place, cache)
-        return Patch(place.selected, where, source.untag(axes.BATCH)[rows].tag(axes.BATCH), pairing)
+        source = read_source(cache, place.address, np.minimum(columns, lengths[:, None] - 1))
+        shuffled = source.untag(axes.BATCH)[rows].tag(axes.BATCH)
+        return Interchange(place.selected, where, shuffled, targets, None, None)
 
     return attach_edits(model, places, with_other_rows)
 

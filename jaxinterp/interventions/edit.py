@@ -32,11 +32,6 @@ class Edit(pz.nn.Layer, abc.ABC):
     selected: NamedArray
     at: Positions
 
-    @property
-    def acts(self) -> Positions:
-        """The only tokens that it can change."""
-        return self.at
-
     @abc.abstractmethod
     def edited(self, value: NamedArray, **side_inputs: Any) -> NamedArray:
         """The new array, were all of it edited."""
@@ -147,12 +142,13 @@ def named_over(model: LanguageModel, place: Place, array: Any, what: str) -> Nam
     plain = jnp.asarray(array)
     sizes = model.architecture.axis_sizes()
     names = site_axes(place)
-    for count in range(len(names) + 1):
-        over = names[len(names) - count :]
-        expected = tuple(sizes.get(name, -1) for name in over)
-        if plain.shape == expected:
-            return pz.nx.wrap(plain, *over)
-        if over and plain.ndim == count + 1 and plain.shape[1:] == expected:
-            return pz.nx.wrap(plain, axes.BATCH, *over)
+    endings = [names[start:] for start in range(len(names), -1, -1)]
+    expected = [tuple(sizes.get(name, -1) for name in ending) for ending in endings]
+    for ending, shape in zip(endings, expected, strict=True):
+        if plain.shape == shape:
+            return pz.nx.wrap(plain, *ending)
+    for ending, shape in zip(endings, expected, strict=True):
+        if ending and plain.shape[1:] == shape:
+            return pz.nx.wrap(plain, axes.BATCH, *ending)
     wanted = ", ".join(f"{name} {sizes[name]}" for name in names if name in sizes)
     raise ValueError(f"{what} has shape {list(plain.shape)}; at {place.address[0]} it must be over ({wanted})")

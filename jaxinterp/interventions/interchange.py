@@ -143,8 +143,7 @@ def interchange(
         raise ValueError("weights weigh the rows of a basis; pass basis too")
     lengths = cache.mask.sum(axis=1)
     if positions is None:
-        columns = np.arange(cache.mask.shape[1])
-        sources = np.broadcast_to(columns, cache.mask.shape)
+        columns, sources = np.arange(cache.mask.shape[1]), None
         targets = np.where(columns < lengths[:, None], columns, _NOWHERE)
     else:
         pairs = position_table(positions, len(lengths))
@@ -170,7 +169,7 @@ def interchange(
                 if jnp.shape(amounts) != kept.shape[:1]:
                     raise ValueError(f"weights have shape {list(jnp.shape(amounts))}; the basis has {len(kept)} rows")
                 named_weights = pz.nx.wrap(jnp.asarray(amounts, jnp.float32), axes.COMPONENT)
-        source = _read(cache, origin, sources)
+        source = read_source(cache, origin, sources)
         edit = Interchange(place.selected, where, source, named_targets, named_basis, named_weights)
         return edit if acts else edit.neutral()
 
@@ -231,11 +230,25 @@ def resolve_positions(positions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return resolved
 
 
-def _read(cache: Cache, address: Address, sources: np.ndarray) -> NamedArray:
+def read_source(cache: Cache, address: Address, sources: np.ndarray | None = None) -> NamedArray:
+    """What a cache holds of a site at some tokens.
+
+    Args:
+        cache: The run.
+        address: The tap that it was read at.
+        sources: Token indices in each text, int [batch, choice]; `None` for all, in order.
+
+    Returns:
+        [batch, choice, ...]. All tokens are the same array whenever they are asked for, so that edits share it.
+    """
     names = axes.SITES[address[0]][0]
-    rest = [_KV_POSITION if name == axes.KV_SEQ else name for name in names if name not in (axes.BATCH, axes.SEQ)]
-    array = jnp.moveaxis(cache.by_position(*address), names.index(axes.SEQ), 1)
-    return pz.nx.wrap(array[np.arange(len(sources))[:, None], sources], axes.BATCH, _CHOICE, *rest)
+    kept = [_KV_POSITION if name == axes.KV_SEQ else name for name in names]
+    named = pz.nx.wrap(cache.by_position(*address), *(_CHOICE if name == axes.SEQ else name for name in kept))
+    if sources is None:
+        return named
+    array = np.moveaxis(np.asarray(cache.by_position(*address)), names.index(axes.SEQ), 1)
+    chosen = jnp.asarray(array[np.arange(len(sources))[:, None], sources])
+    return pz.nx.wrap(chosen, axes.BATCH, _CHOICE, *(name for name in kept if name not in (axes.BATCH, axes.SEQ)))
 
 
 def _stand_in(cache: Cache, site: str) -> Address:

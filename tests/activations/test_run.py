@@ -71,7 +71,7 @@ def test_by_position_moves_rows_left():
 
 
 def test_reading_more_than_memory_allows_is_refused_before_it_starts(monkeypatch):
-    monkeypatch.setattr(forward, "MEMORY_LIMIT", 1000)
+    monkeypatch.setattr(forward, "available", lambda: 1000)
     with pytest.raises(ValueError, match="read fewer layers"):
         ji.run(MODEL, TEXTS, sites=[ji.resid_post()])
 

@@ -65,7 +65,7 @@ def test_one_program_equals_three_runs(family, freeze_mlps, senders, receivers, 
     np.testing.assert_allclose(table["clean"], clean, atol=1e-4)
     np.testing.assert_allclose(table["corrupted"], corrupted, atol=1e-4)
     np.testing.assert_allclose(table["value"], value, atol=1e-4)
-    np.testing.assert_allclose(table["normalised"], (value - clean) / (clean - corrupted), rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(table["normalised"], (value - clean) / (corrupted - clean), rtol=1e-2, atol=1e-3)
 
 
 def test_blocks_of_any_size_and_an_edited_model_give_the_same_numbers():

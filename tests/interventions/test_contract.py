@@ -29,6 +29,7 @@ EDITS = {
     "patch heads": lambda lm, at: ji.patch(lm, ji.head(1, 2), OTHER, at=at),
     "patch pattern": lambda lm, at: ji.patch(lm, ji.pattern(1), OTHER, at=at),
     "project": lambda lm, at: ji.project(lm, ji.resid_post(0), VECTOR, at=at),
+    "interchange": lambda lm, at: ji.interchange(lm, ji.resid_post(0), OTHER, np.eye(WIDTH)[:3], at=at),
     "project onto": lambda lm, at: ji.project(lm, ji.resid_post(0), np.eye(WIDTH)[:3], onto=True, at=at),
 }
 NOTHING = {
@@ -234,7 +235,7 @@ def test_steering_each_row_by_its_own_vector_and_scale():
         (lambda: ji.project(MODEL, ji.resid_post(0), np.ones((2, WIDTH))), "linearly dependent"),
         (lambda: ji.project(MODEL, ji.resid_post(0), np.ones(3)), r"basis has shape \[3\]"),
         (lambda: ji.patch(MODEL, ji.mlp_out(0), OTHER), "the cache has no mlp_out of layer 0"),
-        (lambda: ji.patch(MODEL, ji.resid_post(0), OTHER, positions=[(0, 9)]), "lies outside a text"),
+        (lambda: ji.patch(MODEL, ji.resid_post(0), OTHER, positions=[(0, 9)]), "lies outside text 0, which has 6 tokens"),
         (lambda: ji.ablate(MODEL), "no site was given"),
         (lambda: ji.ablate(MODEL, ji.z(0), method="mean"), "needs a cache"),
         (lambda: ji.ablate(MODEL, ji.z(0), method="resample", cache=CACHE), "needs a key"),
