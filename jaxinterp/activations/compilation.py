@@ -18,7 +18,8 @@ def keep_compiled_programs() -> None:
 
     `JAX_COMPILATION_CACHE_DIR` says where, `JAX_ENABLE_COMPILATION_CACHE=false` says no.
     """
-    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+    settings = jax.config.values
+    if settings["jax_compilation_cache_dir"] is not None or not settings["jax_enable_compilation_cache"]:
         return
     folder = Path(platformdirs.user_cache_dir("jaxinterp")) / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder))

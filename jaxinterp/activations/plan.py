@@ -7,8 +7,8 @@ edited. Everything in front of the first of them, in depth and in the text, is w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ class Base:
         """Number of blocks, and the number of the stage behind them."""
         return len(self.blocks)
 
-    def on(self, device: jax.Device) -> Base:
+    def on(self, device: Any) -> Base:
         """The same model on another device."""
         blocks, ends = jax.device_put((self.blocks, self.ends), device)
         return Base(self.body, blocks, ends)
@@ -151,7 +151,7 @@ def _differences(old: Any, new: Any) -> Iterator[tuple[Tap, Tap] | None]:
         for before, after in zip(old, new, strict=True):
             yield from _differences(before, after)
     elif isinstance(old, pz.nn.Layer) and type(old) is type(new):
-        for field in dataclasses.fields(old):
+        for field in dataclasses.fields(cast("Any", old)):
             before, after = getattr(old, field.name), getattr(new, field.name)
             if field.metadata.get("pytree_node", True):
                 yield from _differences(before, after)
@@ -230,14 +230,15 @@ class Group:
     shared: Shared
     leaves: list[list[Any]]
 
-    def stack(self, places: Sequence[int]) -> Leaves:
+    def stack(self, places: Iterable[int]) -> Leaves:
         """The other leaves of some members, by their place in the group, with a cell axis in front."""
+        chosen = [int(place) for place in places]
         own: Leaves = []
         for number, common in enumerate(self.shared.leaves):
             if common is not None:
                 own.append(None)
                 continue
-            parts = [self.leaves[place][number] for place in places]
+            parts = [self.leaves[place][number] for place in chosen]
             large = getattr(parts[0], "nbytes", 0) >= _LARGE
             own.append(jnp.stack(parts) if large else jnp.asarray(np.stack(parts)))
         return own

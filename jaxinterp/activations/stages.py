@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -95,15 +95,15 @@ def without_names(node: Any, old: Any = None, done: Any = None) -> Any:
         return dataclasses.replace(node, label="", metadata={})
     if isinstance(node, list | tuple):
         alike = isinstance(old, list | tuple) and len(old) == len(node)
-        pairs = zip(old, done, strict=True) if alike else [(None, None)] * len(node)
+        pairs = list(zip(cast("Any", old), done, strict=True)) if alike else [(None, None)] * len(node)
         return type(node)(without_names(child, *pair) for child, pair in zip(node, pairs, strict=True))
     if isinstance(node, pz.nn.Layer):
         alike = type(old) is type(node)
         children = {}
-        for field in dataclasses.fields(node):
+        for field in dataclasses.fields(cast("Any", node)):
             pair = (getattr(old, field.name), getattr(done, field.name)) if alike else (None, None)
             children[field.name] = without_names(getattr(node, field.name), *pair)
-        return dataclasses.replace(node, **children)
+        return dataclasses.replace(cast("Any", node), **children)
     return node
 
 

@@ -14,7 +14,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ from jaxinterp.activations.precision import mark_noise, noise_floor
 from jaxinterp.activations.run import Inputs, bucket, pad_rows, prepare
 from jaxinterp.activations.schedule import Block, CleanRun, choose_sizes, measure_cells
 from jaxinterp.activations.stages import Texts
+from jaxinterp.models.blocks import Decoder
 from jaxinterp.models.language_model import LanguageModel
 
 Labels = dict[str, Any]
@@ -138,8 +139,8 @@ def sweep(
     batch = len(tokens)
     measure = bind_metric(metric, model, batch)
     texts = Texts(jnp.asarray(tokens), jnp.asarray(valid))
-    base = Base.of(model.body)
-    routes = [find_route(base, cell.edit(model).body) for cell in edits]
+    base = Base.of(cast("Decoder", model.body))
+    routes = [find_route(base, cast("Decoder", cell.edit(model).body)) for cell in edits]
     for route in routes:
         check_rows(route, batch)
     sizes = choose_sizes(model.architecture, tokens.shape, available() // 2 if memory is None else memory)
@@ -227,7 +228,7 @@ def summarise(
 
     Returns:
         One row for each cell: its labels, `n` prompts, the mean under the name of `value`, `low` and `high` of a
-        bootstrap over prompts (no numbers where there is only one), and with `permutations` the two-sided `p`.
+        bootstrap over prompts (NaN where there is only one), and with `permutations` the two-sided `p`.
 
     Raises:
         ValueError: The table has no such column.
@@ -242,10 +243,12 @@ def summarise(
     columns: dict[str, Any] = {"n": np.full(len(numbers), count), value: mean}
     tail = 100 * (1 - level) / 2
     drawn = random.integers(0, count, (_RESAMPLES, count))
-    ends = [np.percentile(row[drawn].mean(axis=1), [tail, 100 - tail]) if count > 1 else [None] * 2 for row in numbers]
-    columns["low"], columns["high"] = zip(*ends, strict=True)
+    ends = np.full((len(numbers), 2), np.nan)
+    if count > 1:
+        ends = np.stack([np.percentile(row[drawn].mean(axis=1), (tail, 100 - tail)) for row in numbers])
+    columns["low"], columns["high"] = ends.T
     if permutations:
-        signs = random.choice(np.float32([-1, 1]), (count, permutations))
+        signs = random.choice(np.array([-1, 1], np.float32), (count, permutations))
         extreme = np.abs(numbers @ signs / count) >= np.abs(mean)[:, None]
         columns["p"] = (1 + extreme.sum(axis=1)) / (1 + permutations)
     return table[::count].select(labels).with_columns(pl.DataFrame(columns))

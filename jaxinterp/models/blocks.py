@@ -259,7 +259,7 @@ class Unembedding(pz.nn.Layer):
         Returns:
             [batch, seq, vocabulary], or [batch, seq, choice].
         """
-        table = tied_table if self.table is None else self.table.value
+        table: Any = tied_table if self.table is None else self.table.value
         if choose is not None:
             table = table.untag(axes.VOCABULARY)[choose]
         logits = pz.nn.contract(axes.EMBEDDING, x, table).astype(jnp.float32)
@@ -304,7 +304,7 @@ class Decoder(pz.nn.Layer):
             x = block(x, **side_inputs)
         return self.read_out(x, read, **side_inputs)
 
-    def read_out(self, x: NamedArray, read: NamedArray | None = None, **side_inputs: Any) -> NamedArray:
+    def read_out(self, x: Any, read: NamedArray | None = None, **side_inputs: Any) -> NamedArray:
         """Maps the residual stream leaving the last block, [batch, seq, embedding], to logits; see `__call__`."""
         if read is not None:
             x = x.untag(axes.SEQ)[read]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from penzai import pz
 
@@ -74,7 +74,7 @@ def _walk(node: Any, path: _Path) -> Iterator[tuple[_Path, Tap]]:
         for number, child in enumerate(node):
             yield from _walk(child, (*path, number))
     elif isinstance(node, pz.nn.Layer):
-        for field in dataclasses.fields(node):
+        for field in dataclasses.fields(cast("Any", node)):
             yield from _walk(getattr(node, field.name), (*path, field.name))
 
 

@@ -235,7 +235,10 @@ def test_steering_each_row_by_its_own_vector_and_scale():
         (lambda: ji.project(MODEL, ji.resid_post(0), np.ones((2, WIDTH))), "linearly dependent"),
         (lambda: ji.project(MODEL, ji.resid_post(0), np.ones(3)), r"basis has shape \[3\]"),
         (lambda: ji.patch(MODEL, ji.mlp_out(0), OTHER), "the cache has no mlp_out of layer 0"),
-        (lambda: ji.patch(MODEL, ji.resid_post(0), OTHER, positions=[(0, 9)]), "lies outside text 0, which has 6 tokens"),
+        (
+            lambda: ji.patch(MODEL, ji.resid_post(0), OTHER, positions=[(0, 9)]),
+            "lies outside text 0, which has 6 tokens",
+        ),
         (lambda: ji.ablate(MODEL), "no site was given"),
         (lambda: ji.ablate(MODEL, ji.z(0), method="mean"), "needs a cache"),
         (lambda: ji.ablate(MODEL, ji.z(0), method="resample", cache=CACHE), "needs a key"),
