@@ -1,6 +1,5 @@
 # What `import jaxinterp` offers; read by type checkers, and by lazy_loader, which imports a module when it is used.
 from .activations.generate import Generation as Generation
-from .activations.generate import Sampler as Sampler
 from .activations.generate import generate as generate
 from .activations.generate import generate_grid as generate_grid
 from .activations.generate import generate_tokens as generate_tokens
@@ -11,6 +10,7 @@ from .activations.precision import NoiseFloor as NoiseFloor
 from .activations.precision import mark_noise as mark_noise
 from .activations.precision import noise_floor as noise_floor
 from .activations.run import run as run
+from .activations.sampler import Sampler as Sampler
 from .activations.shards import Stream as Stream
 from .activations.shards import open_stream as open_stream
 from .activations.stream import stream as stream

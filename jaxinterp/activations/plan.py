@@ -7,7 +7,7 @@ edited. Everything in front of the first of them, in depth and in the text, is w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -16,13 +16,11 @@ import numpy as np
 from penzai import pz
 
 from jaxinterp import axes
-from jaxinterp.activations.stages import Leaves, Shared, Texts, without_names
+from jaxinterp.activations.groups import Leaves, Shared, by_structure
+from jaxinterp.activations.stages import Texts, without_names
 from jaxinterp.interventions.edit import Edit
 from jaxinterp.models.blocks import Decoder
 from jaxinterp.sites.taps import Tap
-
-_LARGE = 1 << 12
-"""Bytes from which on a leaf that all trees of a group share is passed once instead of once for each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,61 +212,6 @@ def _first_chosen(shared: Shared, own: Leaves, texts: Texts) -> jax.Array:
         return jnp.where(row.any(), jnp.argmax(row), width - 1)
 
     return jax.vmap(one)(own) if any(leaf is not None for leaf in own) else one(own)
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Trees of one structure.
-
-    Attributes:
-        members: Which of the given trees they are.
-        shared: What they have in common.
-        leaves: All leaves of each.
-    """
-
-    members: list[int]
-    shared: Shared
-    leaves: list[list[Any]]
-
-    def stack(self, places: Iterable[int]) -> Leaves:
-        """The other leaves of some members, by their place in the group, with a cell axis in front."""
-        chosen = [int(place) for place in places]
-        own: Leaves = []
-        for number, common in enumerate(self.shared.leaves):
-            if common is not None:
-                own.append(None)
-                continue
-            parts = [self.leaves[place][number] for place in chosen]
-            large = getattr(parts[0], "nbytes", 0) >= _LARGE
-            own.append(jnp.stack(parts) if large else jnp.asarray(np.stack(parts)))
-        return own
-
-
-def by_structure(trees: Sequence[Any], common: Callable[[Any], bool] | None = None) -> list[Group]:
-    """Sorts trees into groups that one compiled program can serve.
-
-    Args:
-        trees: Trees, with array leaves.
-        common: Says of a leaf that all trees have whether it is passed once; by default if it is large.
-
-    Returns:
-        The groups, in the order in which they first occur.
-    """
-    once = common or (lambda leaf: getattr(leaf, "nbytes", 0) >= _LARGE)
-    flattened = [jax.tree_util.tree_flatten(tree) for tree in trees]
-    members: dict[Any, list[int]] = {}
-    for number, (leaves, structure) in enumerate(flattened):
-        shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-        members.setdefault((structure, shapes), []).append(number)
-    groups = []
-    for (structure, _), numbers in members.items():
-        leaves = [flattened[number][0] for number in numbers]
-        shared = [
-            column[0] if once(column[0]) and all(leaf is column[0] for leaf in column) else None
-            for column in zip(*leaves, strict=True)
-        ]
-        groups.append(Group(numbers, Shared(shared, structure), leaves))
-    return groups
 
 
 def of_rows(tree: Any, rows: np.ndarray) -> Any:

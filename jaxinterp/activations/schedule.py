@@ -16,75 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.activations import stages
+from jaxinterp.activations.groups import Group, Leaves, by_structure
 from jaxinterp.activations.metrics import Measure
-from jaxinterp.activations.plan import Base, Group, Route, by_structure
+from jaxinterp.activations.plan import Base, Route
+from jaxinterp.activations.sizes import Sizes
 from jaxinterp.activations.stages import KeysAndValues, Texts
-from jaxinterp.models.architecture import Architecture
 
 STARTS = 4
 """At how many columns, evenly spread over the text, cells may start; each is compiled for itself."""
-
-_CPU_TILE = 512
-"""Tokens that a CPU takes through a block at a time; more is no faster."""
-
-_ACCELERATOR_TILE = 1 << 15
-"""The same for accelerators, if they fit."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """How much is run at a time.
-
-    Attributes:
-        rows: Texts per buffer and clean pass.
-        cells: Most cells in a buffer of full length.
-        tile: Most tokens taken through a block at once.
-        logits: Rows unembedded at once.
-    """
-
-    rows: int
-    cells: int
-    tile: int
-    logits: int
-
-
-def choose_sizes(architecture: Architecture, texts: tuple[int, int], memory: int, itemsize: int = 4) -> Sizes:
-    r"""Chooses sizes that keep a sweep within some memory.
-
-    For `B` texts of `T` tokens at a time, `L` blocks, width `d`, `K` numbers in a token's keys, `F` MLP units and
-    `H` heads, all in numbers of `itemsize` bytes: the unedited run keeps $B T (L (d + 2 K) + d)$, each cell in the
-    buffer $2 B T d$, and a tile of `t` tokens in flight $t (8 d + 4 F + 3 H T + 2 K)$. Each may take a quarter of
-    the memory, and the rest is for the edits' own numbers and the logits.
-
-    Args:
-        architecture: Of the model.
-        texts: Number of texts, and tokens in each.
-        memory: Bytes.
-        itemsize: Bytes of a number.
-
-    Returns:
-        The sizes.
-
-    Raises:
-        ValueError: One text does not fit.
-    """
-    count, length = texts
-    keys = architecture.kv_heads * architecture.projection
-    width = architecture.embedding
-    quarter = memory // (4 * itemsize)
-    per_row = length * (architecture.layers * (width + 2 * keys) + width)
-    per_token = 8 * width + 4 * architecture.neurons + 3 * architecture.heads * length + 2 * keys
-    if quarter < max(per_row, per_token * length, 2 * length * width):
-        needed = 4 * itemsize * max(per_row, per_token * length, 2 * length * width)
-        raise ValueError(
-            f"a sweep over texts of {length} tokens needs {needed / 2**20:.3g} MiB besides the model, and has "
-            f"{memory / 2**20:.3g} MiB; use shorter texts, or give it more with memory="
-        )
-    best = _CPU_TILE if jax.default_backend() == "cpu" else _ACCELERATOR_TILE
-    tile = max(length, min(best, quarter // per_token))
-    rows = max(1, min(count, quarter // per_row, tile // length))
-    cells = max(1, quarter // (2 * rows * length * width))
-    return Sizes(rows, cells, tile, max(1, quarter // (3 * architecture.vocabulary)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,7 +241,7 @@ def measure_buffer(
 
 def _groups(
     places: list[int], routes: Sequence[Route], stage: int | None, tile: int
-) -> Iterator[tuple[np.ndarray, Group, stages.Leaves]]:
+) -> Iterator[tuple[np.ndarray, Group, Leaves]]:
     """Cells whose own trees at a stage (or at their entry, if `None`) have one structure, a tile at a time."""
     trees = [routes[place].entry if stage is None else routes[place].edited[stage] for place in places]
     for group in by_structure(trees):

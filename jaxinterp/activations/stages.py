@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from penzai import pz
 
 from jaxinterp import axes
+from jaxinterp.activations.groups import Leaves, Shared
 from jaxinterp.activations.metrics import Measure
 from jaxinterp.activations.state import Save
 from jaxinterp.models.blocks import Decoder
@@ -27,7 +28,6 @@ from jaxinterp.models.decoder import side_inputs
 from jaxinterp.sites.taps import Tap, attach
 
 NamedArray = pz.nx.NamedArray
-Leaves = list[jax.Array | None]
 KeysAndValues = tuple[jax.Array, jax.Array]
 """Two arrays [batch, seq, kv_head, projection]."""
 
@@ -55,25 +55,6 @@ class Texts:
     def side_inputs(self, start: int) -> dict[str, Any]:
         """What a forward pass needs from a column on."""
         return side_inputs(self.tokens[:, start:], self.mask, start=start)
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["leaves"], meta_fields=["structure"])
-@dataclasses.dataclass(frozen=True)
-class Shared:
-    """What the trees of a group have in common.
-
-    Attributes:
-        leaves: The common leaves, `None` where each has its own.
-        structure: Their structure.
-    """
-
-    leaves: Leaves
-    structure: Any
-
-    def joined(self, own: Leaves) -> Any:
-        """One of the trees, from the leaves that are its own."""
-        leaves = [mine if common is None else common for common, mine in zip(self.leaves, own, strict=True)]
-        return jax.tree_util.tree_unflatten(self.structure, leaves)
 
 
 def without_names(node: Any, old: Any = None, done: Any = None) -> Any:

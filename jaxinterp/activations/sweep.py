@@ -38,7 +38,8 @@ from jaxinterp.activations.metrics import Measure, Metric, bind_metric
 from jaxinterp.activations.plan import Base, check_rows, find_route, first_columns
 from jaxinterp.activations.precision import mark_noise, noise_floor
 from jaxinterp.activations.run import Inputs, bucket, pad_rows, prepare
-from jaxinterp.activations.schedule import Block, CleanRun, choose_sizes, measure_cells
+from jaxinterp.activations.schedule import Block, CleanRun, measure_cells
+from jaxinterp.activations.sizes import choose_sizes
 from jaxinterp.activations.stages import Texts
 from jaxinterp.models.blocks import Decoder
 from jaxinterp.models.language_model import LanguageModel
@@ -120,7 +121,7 @@ def sweep(
         noise: Whether to measure how far some of the cells are from float64, and to say beside each effect how large
             that noise is and whether the effect exceeds it; see `jaxinterp.activations.precision.noise_floor`.
         memory: Bytes that may be used besides the model; by default half of what is free. What of it is used for
-            what is said in `jaxinterp.activations.schedule.choose_sizes`.
+            what is said in `jaxinterp.activations.sizes.choose_sizes`.
         folder: Where to keep what is done, so that the same sweep, started again, goes on where it was.
         progress: Whether to show a bar on stderr, with the rate and what remains.
 
