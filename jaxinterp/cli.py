@@ -157,6 +157,20 @@ def toy(*, output: Path, family: str = "qwen2", seed: int = 0) -> None:
     ji.save(make(family, seed=seed), output)
 
 
+def random_model(*, output: Path, shape: str = "tiny", dtype: str = "float32", seed: int = 0) -> None:
+    """Write a model of a known shape with random weights as a Hugging Face folder, for timing.
+
+    Args:
+        output: The folder to make.
+        shape: "tiny", "1b" (as Llama 3.2 1B) or "8b" (as Llama 3.1 8B).
+        dtype: Dtype on disk: "float32", "float16" or "bfloat16".
+        seed: Of the weights.
+    """
+    from jaxinterp.models.random_model import write_random_model
+
+    write_random_model(output, shape, dtype, seed)
+
+
 def run(
     experiment: Experiment,
     /,
@@ -263,21 +277,38 @@ def export(model: Model, /, *, output: Path) -> None:
     ji.save(_load(model), output)
 
 
-def benchmark(model: Model, /, *, workers: Path, environments: Path, output: Path, config: str = "{}") -> None:
+def benchmark(
+    model: Model,
+    /,
+    *,
+    workers: Path,
+    output: Path,
+    environments: Path | None = None,
+    config: str = "{}",
+    task: Many = (),
+) -> None:
     """Do the same work with this package and with its peers, in turn, and write what each needed.
 
     Args:
-        model: A Hugging Face folder in float32, such as `export` writes.
+        model: A Hugging Face folder, such as `export` and `random-model` write.
         workers: The folder of the peers' scripts; workflows/peers in a checkout.
-        environments: The folder of the peers' virtual environments, made by `snakemake benchmarks`.
         output: The table to write (.parquet; a .csv appears beside it).
-        config: Settings as JSON, or the path of a YAML or JSON file; see workflows/schemas/benchmarks.schema.json.
+        environments: The folder of the peers' virtual environments, made by `snakemake benchmarks`; without it all
+            peers run in the present environment.
+        config: Settings as JSON, or the path of a YAML or JSON file, a workflow's configuration among them; see
+            workflows/schemas/benchmarks.schema.json.
+        task: A task or a workload to do instead of the settings' own, such as "w3"; repeat for several.
     """
+    # Before jax starts: a process that merely prepares inputs shall not take most of a GPU's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from jaxinterp import artefacts
     from jaxinterp.analysis import benchmark as bench
     from jaxinterp.config import as_dict, load_config, read_settings
 
-    settings = load_config(bench.Settings, read_settings(config), where="benchmarks")
+    given = read_settings(config)
+    given = given["benchmarks"].get("config", {}) if "benchmarks" in given else given
+    given |= {"tasks": list(task)} if task else {}
+    settings = load_config(bench.Settings, given, where="benchmarks")
     launches = bench.find_launches(settings, workers, environments)
     table = bench.measure(Path(model), launches, settings)
     artefacts.write_table(table, output, artefacts.provenance(as_dict(settings), [model], settings.sizes.seed))
@@ -301,14 +332,15 @@ def schema(experiment: Experiment, /, *, output: Path | None = None) -> None:
     """Print the JSON schema of an experiment's settings, or write it.
 
     Args:
-        experiment: Its name.
+        experiment: Its name, or "benchmarks".
         output: The file to write instead of printing.
     """
     import json
 
     from jaxinterp import artefacts, config, experiments
+    from jaxinterp.analysis.benchmark_settings import Settings
 
-    document = config.schema(experiments.find(experiment).Config)
+    document = config.schema(Settings if experiment == "benchmarks" else experiments.find(experiment).Config)
     if output is None:
         print(json.dumps(document, indent=2, ensure_ascii=False))
     else:
@@ -408,7 +440,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     traceback = arguments[:1] == ["--traceback"]
     app = tyro.extras.SubcommandApp()
-    models = (inspect, sites, generate, fetch, export, toy)
+    models = (inspect, sites, generate, fetch, export, toy, random_model)
     reproductions = (experiments, run, figure, check, schema, report)
     for verb in (*models, *reproductions, bench, benchmark, benchmark_figure):
         app.command(verb)
@@ -427,3 +459,7 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,10 +17,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import polars as pl
 
-from jaxinterp.analysis.benchmark_inputs import Sizes, make_inputs
+from jaxinterp.analysis.benchmark_flops import task_flops
+from jaxinterp.analysis.benchmark_inputs import make_inputs, size_of_logits
+from jaxinterp.analysis.benchmark_settings import Settings
 from jaxinterp.analysis.benchmark_table import (
     GATE_ONLY,
     OURS,
@@ -31,65 +34,20 @@ from jaxinterp.analysis.benchmark_table import (
     tabulate,
     wanted_factor,
 )
-from jaxinterp.analysis.benchmark_workers import Launch, WorkerProcess, on_cores
+from jaxinterp.analysis.benchmark_workers import DEVICE_SHARE, Launch, WorkerProcess, on_cores
 from jaxinterp.models.language_model import LanguageModel, load
 
 _LOG = logging.getLogger(__name__)
-PEERS = (OURS, "torch", "transformer_lens", "nnsight", "pyvene", "scikit_learn", "faiss")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is measured.
-
-    Attributes:
-        peers: Whom to ask, in the order of the table.
-        tasks: Which tasks; all if empty.
-        reference: The peer to agree with, for all tasks; each task's own if empty.
-        repeats: Timed repetitions, after a first run.
-        repeats_of: Task -> repetitions, where they are others.
-        threads: Threads, and cores, that a peer may use.
-        patience: Seconds after which a run is given up.
-        long_run: Seconds from which the first run of a peer that compiles nothing counts as a repetition; where no
-            target is set against it, it is then the only one, as the column `repeats` says.
-        sizes: How large the workloads are.
-    """
-
-    peers: tuple[str, ...] = PEERS
-    tasks: tuple[str, ...] = ()
-    reference: str = ""
-    repeats: int = 5
-    repeats_of: dict[str, int] = dataclasses.field(default_factory=dict)
-    threads: int = 2
-    patience: float = 900.0
-    long_run: float = 12.0
-    sizes: Sizes = dataclasses.field(default_factory=Sizes)
-
-    def chosen(self) -> list[str]:
-        """The tasks, in the benchmark's order.
-
-        Raises:
-            ValueError: One of them does not exist, or nothing would be timed.
-        """
-        unknown = [name for name in (*self.tasks, *self.repeats_of) if name not in TASKS]
-        if unknown:
-            raise ValueError(f"there is no benchmark task '{unknown[0]}'; there are: {', '.join(TASKS)}")
-        if min([self.repeats, *self.repeats_of.values()]) < 1:
-            raise ValueError("every task is repeated at least once; set repeats to 1 or more")
-        return [name for name in TASKS if not self.tasks or name in self.tasks]
-
-    def count(self, task: str) -> int:
-        """Timed repetitions of a task."""
-        return self.repeats_of.get(task, self.repeats)
-
-
-def find_launches(settings: Settings, workers: Path, environments: Path) -> dict[str, Launch]:
+def find_launches(settings: Settings, workers: Path, environments: Path | None = None) -> dict[str, Launch]:
     """How the workers of the peers are started.
 
     Args:
         settings: Which peers.
         workers: The folder of scripts, `worker_<peer>.py`.
-        environments: The folder of virtual environments, one a peer; this package runs in the present one.
+        environments: The folder of virtual environments, one a peer, all but this package, which runs in the present
+            one; by default all peers do.
 
     Returns:
         Peer -> launch.
@@ -99,7 +57,9 @@ def find_launches(settings: Settings, workers: Path, environments: Path) -> dict
     """
     launches = {}
     for peer in settings.peers:
-        python = Path(sys.executable) if peer == OURS else environments / peer / "bin" / "python"
+        python = Path(sys.executable)
+        if environments is not None and peer != OURS:
+            python = environments / peer / "bin" / "python"
         launches[peer] = Launch(python, workers / f"worker_{peer}.py")
         for path, what in ((launches[peer].script, "script"), (python, "environment")):
             if not path.exists():
@@ -111,7 +71,7 @@ def measure(folder: Path, launches: Mapping[str, Launch], settings: Settings) ->
     """Runs the benchmark.
 
     Args:
-        folder: The model as a Hugging Face folder, in float32.
+        folder: The model as a Hugging Face folder; it is loaded in the dtype of the settings.
         launches: Peer -> how its worker is started, in the order of the table.
         settings: What is measured.
 
@@ -122,9 +82,14 @@ def measure(folder: Path, launches: Mapping[str, Launch], settings: Settings) ->
         ValueError: A task does not exist, or a worker does not start.
     """
     tasks = settings.chosen()
-    model = load(folder)
     found: list[Measurement] = []
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as place, on_cores(settings.threads):
+    cpu = jax.local_devices(backend="cpu")[0]  # an accelerator's memory is for those who are measured
+    with (
+        tempfile.TemporaryDirectory(prefix="benchmark-") as place,
+        on_cores(settings.threads),
+        jax.default_device(cpu),
+    ):
+        model = load(folder, settings.dtype)
         for workload in dict.fromkeys(name[:2] for name in tasks):
             _LOG.info("benchmark %s: preparing", workload)
             bench = _Bench(folder, Path(place) / workload, launches, settings)
@@ -144,20 +109,28 @@ class _Bench:
     def run(self, model: LanguageModel, workload: str, tasks: list[str]) -> list[Measurement]:
         self.place.mkdir()
         arrays = make_inputs(model, self.settings.sizes, workload)
-        common: dict[str, Any] = {"threads": np.asarray(self.settings.threads)}
+        scale = 1.0 if self.settings.dtype == "float32" else size_of_logits(model, arrays)
+        common: dict[str, Any] = {
+            "threads": np.asarray(self.settings.threads),
+            "dtype": np.asarray(self.settings.dtype),
+            "device": np.asarray(self.settings.device),
+            "device_share": np.asarray(DEVICE_SHARE),
+        }
         np.savez(self.place / "inputs.npz", allow_pickle=False, **common, **arrays)
         found: list[Measurement] = []
         processes: dict[str, WorkerProcess] = {}
+        starts = max(map(self.settings.count, tasks)) if workload == "w1" else 1
         try:
             for peer in self.launches:
-                found += self._open(peer, tasks, processes, last=workload != "w1" or self.settings.repeats == 1)
-            if workload == "w1":
-                for repeat in range(1, self.settings.repeats):
-                    for peer in list(processes):
-                        processes.pop(peer).close()
-                        again = self._open(peer, tasks, processes, last=repeat == self.settings.repeats - 1)
-                        _append(found, again)
-            self._compare(found, tasks)
+                found += self._open(peer, tasks, processes, last=starts == 1)
+            for start in range(1, starts):
+                for peer in list(processes):
+                    processes.pop(peer).close()
+                    _append(found, self._open(peer, tasks, processes, last=start == starts - 1))
+            self._compare(found, tasks, scale)
+            flops = task_flops(model.architecture, arrays)
+            for entry in found:
+                entry.flops, entry.peak_flops = flops.get(entry.task), self.settings.peak_flops or None
             done = [entry for entry in found if entry.start == "first" and entry.error is None]
             warm = [self._warm(entry) for entry in done if entry.variant != GATE_ONLY]
             for repeat in range(max(map(self.settings.count, tasks))):
@@ -206,6 +179,7 @@ class _Bench:
         loaded = self._load(process)
         for task, name in variants:
             entry = Measurement(task, peer, name, "first", version, error=loaded.get("error"))
+            entry.dtype, entry.device = self.settings.dtype_of(task), loaded.get("device", "")
             found.append(entry)
             if entry.error is None:
                 self._ask(self._living(peer, processes), entry, self._result(entry))
@@ -267,7 +241,7 @@ class _Bench:
         name = "".join(letter if letter.isalnum() else "_" for letter in f"{entry.task} {entry.peer} {entry.variant}")
         return self.place / f"{name}.npz"
 
-    def _compare(self, found: list[Measurement], tasks: list[str]) -> None:
+    def _compare(self, found: list[Measurement], tasks: list[str], scale: float) -> None:
         for task in tasks:
             entries = [entry for entry in found if entry.task == task and entry.error is None]
             wanted = self.settings.reference or TASKS[task].reference
@@ -278,7 +252,7 @@ class _Bench:
                 right = dict(stored)
             for entry in entries:
                 with np.load(self._result(entry)) as stored:
-                    entry.difference = difference(dict(stored), right, TASKS[task].kind)
+                    entry.difference = difference(dict(stored), right, TASKS[task].kind, scale)
                 entry.is_reference = (entry.peer, entry.variant) == (reference.peer, reference.variant)
 
 

@@ -73,6 +73,32 @@ def make_inputs(model: LanguageModel, sizes: Sizes, workload: str) -> Arrays:
     return _MAKERS[workload](model, sizes, np.random.default_rng([sizes.seed, int(workload[1:])]))
 
 
+def size_of_logits(model: LanguageModel, arrays: Arrays) -> float:
+    """How large the logits are whose differences a workload looks at.
+
+    A logit in bfloat16 is rounded by a share of itself, and so a difference of two is wrong by a share of their size,
+    however small it is.
+
+    Args:
+        model: The model.
+        arrays: The workload's inputs.
+
+    Returns:
+        The largest absolute logit after the first of its texts, in nats; 1 if nothing in it is a difference of logits.
+
+    Examples:
+        >>> from jaxinterp.models.toy import toy
+        >>> size_of_logits(toy(), make_inputs(toy(), Sizes(), "w1"))
+        1.0
+    """
+    texts = next((arrays[name] for name in ("w3_clean", "w4_tokens", "w6_clean") if name in arrays), None)
+    if texts is None:
+        return 1.0
+    logits, _ = run(model, texts[:1], logits="last")
+    assert logits is not None
+    return float(np.abs(logits).max())
+
+
 def indirect_objects(model: LanguageModel, count: int, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
     """Pairs of texts in which a drink is given to one of two people, and to the other one.
 
@@ -135,7 +161,7 @@ def _steering(model: LanguageModel, sizes: Sizes, generator: np.random.Generator
     layers = model.architecture.layers
     middle = layers // 2
     _, cache = run(model, clean, sites=[resid_post(middle)], logits=None)
-    norm = float(np.median(np.linalg.norm(cache["resid_post", middle], axis=-1)))
+    norm = float(np.median(np.linalg.norm(cache["resid_post", middle].astype(np.float32), axis=-1)))
     vector = generator.normal(size=model.architecture.embedding)
     spread = np.unique(np.linspace(0, layers - 1, sizes.grid_layers + 2).round().astype(int)[1:-1])
     return {
@@ -164,7 +190,8 @@ def _probing(model: LanguageModel, sizes: Sizes, generator: np.random.Generator)
     labels = np.asarray(repeated).reshape(-1)[: 2 * sizes.examples]
     _, cache = run(model, tokens, sites=[embed(), resid_post()], logits=None, batch_size=8)
     streams = [cache["embed", None], *(cache["resid_post", layer] for layer in range(model.architecture.layers))]
-    features = np.stack([stream.reshape(-1, stream.shape[-1])[: len(labels)] for stream in streams])
+    parts = [stream.reshape(-1, stream.shape[-1])[: len(labels)] for stream in streams]
+    features = np.stack([part.astype(np.float32) for part in parts])
     train, test = features[:, : sizes.examples], features[:, sizes.examples :]
     middle, spread = train.mean(axis=1, keepdims=True), train.std(axis=1, keepdims=True) + 1e-6
     return {

@@ -16,6 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+DEVICE_SHARE = 0.42
+"""The share of an accelerator's memory that a worker may take: two compute there, and both live at once."""
+
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -142,6 +145,8 @@ def _environment(threads: int, compiled: Path) -> Mapping[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": str(DEVICE_SHARE),
         "PYTHONUNBUFFERED": "1",
     }
     return kept | dict.fromkeys(_THREADS, str(threads)) | fixed

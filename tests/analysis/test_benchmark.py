@@ -11,8 +11,8 @@ import pytest
 import jaxinterp as ji
 from jaxinterp import config
 from jaxinterp.analysis import benchmark
-from jaxinterp.analysis.benchmark import Settings
 from jaxinterp.analysis.benchmark_inputs import Sizes, indirect_objects, make_inputs
+from jaxinterp.analysis.benchmark_settings import PEERS, Settings
 from jaxinterp.analysis.benchmark_table import Measurement, difference, tabulate
 from jaxinterp.analysis.benchmark_workers import Launch, WorkerProcess
 from jaxinterp.figures import benchmark as figure
@@ -251,7 +251,7 @@ def test_settings_are_checked_and_their_schema_is_up_to_date():
 
 
 def test_every_peer_has_a_lock_and_a_script_and_no_lock_names_a_registry():
-    for peer in benchmark.PEERS:
+    for peer in PEERS:
         assert (WORKERS / f"worker_{peer}.py").exists()
         if peer != benchmark.OURS:
             text = (WORKERS / "locks" / f"{peer}.txt").read_text()

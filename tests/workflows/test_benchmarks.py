@@ -53,3 +53,11 @@ def test_every_peer_gets_an_environment_of_its_own_and_all_does_not_ask_for_them
         assert f"resources/benchmarks/{peer}/versions.txt" in text
     status, text = snakemake(tmp_path, "--dry-run")
     assert status == 0 and "results/benchmarks" not in text and "resources/benchmarks" not in text
+
+
+def test_random_weights_are_made_and_not_fetched_and_their_table_stands_apart(tmp_path):
+    overlay = ROOT / "workflows" / "config" / "benchmarks-h100-8b.yaml"
+    status, text = snakemake(tmp_path, "benchmarks", "--dry-run", "--printshellcmds", "--configfile", overlay)
+    assert status == 0, text[-4000:]
+    assert "random-model --shape 8b --dtype bfloat16" in text and "fetch" not in text
+    assert "results/h100-8b/benchmarks/table.csv" in text and "resources/benchmarks/nnsight" not in text

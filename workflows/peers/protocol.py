@@ -22,7 +22,10 @@ from typing import Any, TextIO
 
 import numpy as np
 
-Arrays = dict[str, np.ndarray]
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("cpu", "gpu")
+Arrays = dict[str, Any]
+"""Name -> what `np.asarray` makes an array of."""
 Method = Callable[["Worker"], Arrays]
 
 
@@ -50,21 +53,38 @@ class Worker:
     Attributes:
         packages: Distributions whose versions are reported; the first one is the peer.
         absent: Task -> why the peer cannot do it, where there is nothing to call.
+        dtypes: Dtypes in which it can be asked to compute with the model.
+        devices: Devices on which it can be.
         inputs: The driver's arrays, by name.
         folder: The model.
     """
 
     packages: tuple[str, ...] = ()
     absent: Mapping[str, str] = MappingProxyType({})
+    dtypes: tuple[str, ...] = ("float32",)
+    devices: tuple[str, ...] = ("cpu",)
     inputs: Arrays
     folder: Path
 
     def load(self) -> None:
         """Imports the library and loads the model; both are part of a cold start."""
 
+    def device_name(self) -> str:
+        """What the worker computes on, asked when it is loaded."""
+        return "cpu"
+
+    def wait(self) -> None:
+        """Waits until the device has done what it was given, the last thing that is timed."""
+
     def settle(self) -> None:
         """Lets go of what a run left behind, between two timings."""
         gc.collect()
+
+    def check_place(self) -> None:
+        """Raises a `NotImplementedError` if the worker is asked for a dtype or a device that it does not know."""
+        for name, known in (("dtype", self.dtypes), ("device", self.devices)):
+            if self.text(name) not in known:
+                raise NotImplementedError(f"this worker is written for {name} {known[0]}, not for {self.text(name)}")
 
     def variants(self) -> dict[tuple[str, str], Method]:
         """The marked methods, by task and name, in the order they are written."""
@@ -74,6 +94,10 @@ class Worker:
     def number(self, name: str) -> int:
         """A whole number among the inputs."""
         return int(self.inputs[name])
+
+    def text(self, name: str) -> str:
+        """A word among the inputs."""
+        return str(self.inputs[name])
 
 
 def serve(worker: Worker) -> None:
@@ -102,21 +126,29 @@ def _answer(worker: Worker, methods: dict[tuple[str, str], Method], request: dic
         worker.folder = Path(request["folder"])
         with np.load(request["inputs"]) as stored:
             worker.inputs = dict(stored)
-        return _measured(worker.load)[1]
+        worker.check_place()
+        return _measured(worker.load, worker.wait)[1] | {"device": worker.device_name()}
     method = methods[request["task"], request["variant"]]
     worker.settle()
-    arrays, answer = _measured(lambda: method(worker))
+    arrays, answer = _measured(lambda: method(worker), worker.wait)
     if request.get("output"):
-        np.savez(request["output"], **{name: np.asarray(array) for name, array in arrays.items()})
+        np.savez(request["output"], **{name: _storable(array) for name, array in arrays.items()})
     return answer
 
 
-def _measured(action: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+def _storable(value: Any) -> np.ndarray:
+    """An array that a file can hold: numbers in 16 bits that NumPy does not know become float32."""
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
+
+
+def _measured(action: Callable[[], Any], wait: Callable[[], None]) -> tuple[Any, dict[str, float]]:
     """Runs something; wall and CPU seconds of all threads, and the highest resident memory meanwhile in MiB."""
     _trim_heap()
     before = _forget_peak()
     wall, cpu = time.perf_counter(), time.process_time()
     result = action()
+    wait()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak = _memory("VmHWM")
     usage = resource.getrusage(resource.RUSAGE_SELF)

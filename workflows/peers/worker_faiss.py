@@ -4,13 +4,14 @@
 from types import MappingProxyType
 
 import numpy as np
-from protocol import Arrays, Worker, serve, variant
+from protocol import DEVICES, DTYPES, Arrays, Worker, serve, variant
 
 
 class FaissWorker(Worker):
     """Its flat index."""
 
     packages = ("faiss-cpu",)
+    dtypes, devices = DTYPES, DEVICES  # the model's; what is computed here is float32, on the CPU
     absent = MappingProxyType({"w8_weights": "faiss finds neighbours and no weights"})
 
     def load(self) -> None:

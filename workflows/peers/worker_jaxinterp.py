@@ -3,7 +3,7 @@
 
 import numpy as np
 import polars as pl
-from protocol import Arrays, Worker, serve, variant
+from protocol import DEVICES, DTYPES, Arrays, Worker, serve, variant
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "mlp_post", "pattern")
 
@@ -12,6 +12,7 @@ class OwnWorker(Worker):
     """The calls that the documentation shows, on plain token ids."""
 
     packages = ("jaxinterp", "jax")
+    dtypes, devices = DTYPES, DEVICES
 
     def load(self) -> None:
         """See `Worker.load`."""
@@ -21,9 +22,21 @@ class OwnWorker(Worker):
 
         self.ji = ji
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        self.model = ji.load(self.folder)
+        if self.text("device") == "cpu":
+            jax.config.update("jax_platforms", "cpu")
+        elif jax.default_backend() == "cpu":
+            raise RuntimeError("JAX finds no GPU here; install jax[cuda13], or set the benchmark's device to cpu")
+        elif self.text("dtype") == "float32":
+            # On a GPU a float32 product is otherwise one of shorter numbers, which PyTorch's is not.
+            jax.config.update("jax_default_matmul_precision", "highest")
+        self.device = jax.local_devices()[0]
+        self.model = ji.load(self.folder, self.text("dtype"))
         self.architecture = self.model.architecture
         self.layers = range(self.architecture.layers)
+
+    def device_name(self) -> str:
+        """See `Worker.device_name`."""
+        return self.device.device_kind
 
     def metric(self, name: str) -> object:
         """Logit of the right minus logit of the wrong token of each text."""

@@ -2,13 +2,14 @@
 """scikit-learn: probes, neighbours and locally linear weights."""
 
 import numpy as np
-from protocol import Arrays, Worker, serve, variant
+from protocol import DEVICES, DTYPES, Arrays, Worker, serve, variant
 
 
 class ScikitWorker(Worker):
     """Its estimators, with their fastest exact settings."""
 
     packages = ("scikit-learn", "numpy")
+    dtypes, devices = DTYPES, DEVICES  # the model's; what is computed here is float32, on the CPU
 
     def load(self) -> None:
         """See `Worker.load`."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from protocol import Arrays, removing, serve, variant
-from torch_inputs import TorchInputs
+from protocol import DEVICES, DTYPES, Arrays, removing, serve, variant
+from torch_inputs import Stacked, TorchInputs, as_array
 
 ROWS = 128
 """Rows in one forward pass of a batched sweep."""
@@ -18,6 +18,7 @@ class TorchWorker(TorchInputs):
     """Hugging Face's Llama with hooks written by hand, the way one does it without a library."""
 
     packages = ("transformers", "torch")
+    dtypes, devices = DTYPES, DEVICES
 
     def load(self) -> None:
         """See `Worker.load`."""
@@ -44,7 +45,7 @@ class TorchWorker(TorchInputs):
 
     def from_layer(self, first: int, hidden: torch.Tensor) -> torch.Tensor:
         """Runs the layers from one on; last logits."""
-        places = torch.arange(hidden.shape[1])[None]
+        places = torch.arange(hidden.shape[1], device=self.device)[None]
         angles = self.decoder.rotary_emb(hidden, position_ids=places)
         for layer in self.layers[first:]:
             hidden = layer(hidden, attention_mask=None, position_ids=places, position_embeddings=angles)
@@ -53,12 +54,12 @@ class TorchWorker(TorchInputs):
     @variant("w1_first")
     def first_logits(self) -> Arrays:
         """Last logits of one short text."""
-        return {"logits": self.last_logits(self.ids("w1_first")).numpy()}
+        return {"logits": as_array(self.last_logits(self.ids("w1_first")))}
 
     @variant("w1_new_length")
     def new_length(self) -> Arrays:
         """Last logits of a text that is one token longer."""
-        return {"logits": self.last_logits(self.ids("w1_longer")).numpy()}
+        return {"logits": as_array(self.last_logits(self.ids("w1_longer")))}
 
     @variant("w2_residuals", "hooks")
     def read_residuals(self) -> Arrays:
@@ -67,15 +68,15 @@ class TorchWorker(TorchInputs):
         hooks = [layer.register_forward_hook(lambda _, __, out: kept.append(out)) for layer in self.layers]
         with removing(hooks):
             self.last_logits(self.ids("w2_tokens"))
-        return {"resid_post": np.stack([hidden.numpy() for hidden in kept])}
+        return {"resid_post": Stacked(kept)}
 
     @variant("w2_all", "hooks")
     def read_all(self) -> Arrays:
         """Eleven sites of every layer, a batch of texts at a time; the first batch is handed in."""
         first: Arrays = {}
         for rows in self.ids("w2_tokens").split(self.number("w2_batch")):
-            read = self.read_sites(rows)
-            first = first or {site: np.stack([value.numpy() for value in values]) for site, values in read.items()}
+            read = {site: Stacked(values) for site, values in self.read_sites(rows).items()}
+            first = first or read
         return first
 
     def read_sites(self, tokens: torch.Tensor) -> dict[str, list[torch.Tensor]]:
@@ -120,22 +121,22 @@ class TorchWorker(TorchInputs):
 
     def pattern(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """Attention from rotated queries and keys [rows, seq, heads, width]: [rows, heads, seq, seq]."""
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
+        q, k = q.transpose(1, 2).float(), k.transpose(1, 2).float()
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        future = torch.full((q.shape[2], q.shape[2]), -math.inf).triu(1)
-        return torch.softmax(q @ k.transpose(2, 3) / math.sqrt(self.width) + future, dim=-1)
+        future = torch.full((q.shape[2], q.shape[2]), -math.inf, device=self.device).triu(1)
+        return torch.softmax(q @ k.transpose(2, 3) / math.sqrt(self.width) + future, dim=-1).to(self.dtype)
 
     @variant("w3_patching", "restarting loop")
     def patch_restarting(self) -> Arrays:
         """One cell after the other, from the cached residual on."""
         clean, _ = self.residuals(self.ids("w3_clean"))
         corrupted, _ = self.residuals(self.ids("w3_corrupted"))
-        effects = torch.empty(len(self.layers), clean[0].shape[1])
+        effects = torch.empty(len(self.layers), clean[0].shape[1], device=self.device)
         for layer, position in np.ndindex(*effects.shape):
             hidden = corrupted[layer].clone()
             hidden[:, position] = clean[layer][:, position]
             effects[layer, position] = self.difference(self.from_layer(layer, hidden), "w3")[0]
-        return {"logit_diff": effects.numpy()}
+        return {"logit_diff": as_array(effects)}
 
     @variant("w3_patching", "batched")
     def patch_batched(self) -> Arrays:
@@ -148,7 +149,7 @@ class TorchWorker(TorchInputs):
             hook = layer.register_forward_pre_hook(lambda _, given, source=source: (_patch_diagonal(given[0], source),))
             with removing([hook]):
                 effects.append(self.difference(self.last_logits(tokens), "w3"))
-        return {"logit_diff": torch.stack(effects).numpy()}
+        return {"logit_diff": as_array(torch.stack(effects))}
 
     @variant("w3_patching", "restarting, batched")
     def patch_both(self) -> Arrays:
@@ -160,7 +161,7 @@ class TorchWorker(TorchInputs):
             self.difference(self.from_layer(layer, _patch_diagonal(theirs.expand(seq, -1, -1), ours)), "w3")
             for layer, (ours, theirs) in enumerate(zip(clean, corrupted, strict=True))
         ]
-        return {"logit_diff": torch.stack(effects).numpy()}
+        return {"logit_diff": as_array(torch.stack(effects))}
 
     @variant("w4_heads", "restarting, batched")
     def ablate_heads(self) -> Arrays:
@@ -168,7 +169,7 @@ class TorchWorker(TorchInputs):
         before, logits = self.residuals(self.ids("w4_tokens"))
         clean = self.difference(logits, "w4")
         prompts = len(clean)
-        effects = torch.empty(len(self.layers), self.heads, prompts)
+        effects = torch.empty(len(self.layers), self.heads, prompts, device=self.device)
         per_pass = max(1, ROWS // prompts)
         for number, layer in enumerate(self.layers):
             for heads in torch.arange(self.heads).split(per_pass):
@@ -178,7 +179,7 @@ class TorchWorker(TorchInputs):
                 with removing([hook]):
                     logits = self.from_layer(number, before[number].repeat(len(heads), 1, 1))
                 effects[number, heads] = self.difference(logits, "w4").view(len(heads), prompts) - clean
-        return {"effect": effects.numpy()}
+        return {"effect": as_array(effects)}
 
     def without_heads(self, z: torch.Tensor, heads: torch.Tensor, prompts: int) -> torch.Tensor:
         """Head outputs [heads x prompts, seq, all heads x width] with one head of each row at zero."""
@@ -201,7 +202,7 @@ class TorchWorker(TorchInputs):
         layer, added = self.steering()
         hook = self.layers[layer].register_forward_hook(lambda _, __, out: out + added)
         with removing([hook]):
-            return {"tokens": self.generate(self.ids("w5_tokens")).numpy()}
+            return {"tokens": as_array(self.generate(self.ids("w5_tokens")))}
 
     @variant("w5_grid", "rows batched")
     def generate_grid(self) -> Arrays:
@@ -217,15 +218,14 @@ class TorchWorker(TorchInputs):
     @variant("w6_forward")
     def forward_pairs(self) -> Arrays:
         """One forward pass of the corrupted texts, for comparison with what attribution costs."""
-        return {"logit_diff": self.difference(self.last_logits(self.ids("w6_corrupted")), "w6").numpy()}
+        return {"logit_diff": as_array(self.difference(self.last_logits(self.ids("w6_corrupted")), "w6"))}
 
     @variant("w6_attribution", "hooks")
     def attribute(self) -> Arrays:
         """Gradient at the corrupted residual times clean minus corrupted, [layer, pair, position]."""
         clean, _ = self.residuals(self.ids("w6_clean"))
         corrupted, gradients = self.gradients(self.ids("w6_corrupted"))
-        parts = zip(clean, corrupted, gradients, strict=True)
-        return {"effect": np.stack([(slope * (ours - theirs)).sum(-1).numpy() for ours, theirs, slope in parts])}
+        return {"effect": as_array(_along(gradients, clean, corrupted))}
 
     def gradients(
         self, tokens: torch.Tensor, start: torch.Tensor | None = None
@@ -254,8 +254,7 @@ class TorchWorker(TorchInputs):
             start = corrupted[0] + (step + 0.5) / steps * (clean[0] - corrupted[0])
             _, slopes = self.gradients(self.ids("w6_corrupted"), start)
             total = [so_far + slope / steps for so_far, slope in zip(total, slopes, strict=True)]
-        parts = zip(clean, corrupted, total, strict=True)
-        return {"effect": np.stack([(slope * (ours - theirs)).sum(-1).numpy() for ours, theirs, slope in parts])}
+        return {"effect": as_array(_along(total, clean, corrupted))}
 
     @variant("w6_edges", "gate only")
     def attribute_senders(self) -> Arrays:
@@ -264,10 +263,10 @@ class TorchWorker(TorchInputs):
         corrupted, slopes = self.senders(self.ids("w6_corrupted"), slopes=True)
         totals = []
         for ours, theirs, slope in zip(clean, corrupted, slopes, strict=True):
-            products = (ours - theirs) * slope
+            products = (ours - theirs).float() * slope
             # Heads stand before the last axis, [pair, seq, head, width]; the embedding and MLPs have none.
             totals.append(products.sum((1, 3)).T if products.ndim == 4 else products.sum((1, 2))[None])
-        return {"total": torch.cat(totals).numpy()}
+        return {"total": as_array(torch.cat(totals))}
 
     def senders(self, tokens: torch.Tensor, *, slopes: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Embeddings, then each layer's heads and MLP; and the metric's gradient at the stream after them.
@@ -307,30 +306,29 @@ class TorchWorker(TorchInputs):
     @variant("w8_neighbours", "matmul and topk")
     def neighbours(self) -> Arrays:
         """Exact neighbours by blocks of a matrix product."""
-        points, count = torch.from_numpy(self.inputs["w8_points"]), self.number("w8_neighbours")
+        points, count = self.numbers("w8_points"), self.number("w8_neighbours")
         squares = (points * points).sum(1)
         found = []
         for first in range(0, len(points), 2048):
             block = points[first : first + 2048]
             distances = squares - 2 * block @ points.T
-            distances[torch.arange(len(block)), first + torch.arange(len(block))] = math.inf
+            distances[:, first : first + len(block)].fill_diagonal_(math.inf)
             found.append(distances.topk(count, largest=False).indices)
-        return {"indices": torch.cat(found).numpy()}
+        return {"indices": as_array(torch.cat(found))}
 
     @variant("w8_weights", "batched solve")
     def weights(self) -> Arrays:
         """Locally linear weights of given neighbours."""
-        points = torch.from_numpy(self.inputs["w8_points"])
-        indices = torch.from_numpy(self.inputs["w8_indices"].astype(np.int64))
+        points, indices = self.numbers("w8_points"), self.ids("w8_indices")
         found = []
         for rows, nearest in zip(points.split(4096), indices.split(4096), strict=True):
             local = points[nearest] - rows[:, None]
             gram = local @ local.transpose(1, 2)
             trace = gram.diagonal(dim1=1, dim2=2).sum(1)
-            gram += (1e-3 * trace)[:, None, None] * torch.eye(indices.shape[1])
-            solved = torch.linalg.solve(gram, torch.ones(len(rows), indices.shape[1]))
+            gram += (1e-3 * trace)[:, None, None] * torch.eye(indices.shape[1], device=self.device)
+            solved = torch.linalg.solve(gram, torch.ones(len(rows), indices.shape[1], device=self.device))
             found.append(solved / solved.sum(1, keepdim=True))
-        return {"weights": torch.cat(found).numpy()}
+        return {"weights": as_array(torch.cat(found))}
 
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "mlp_post", "pattern")
@@ -338,9 +336,15 @@ SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k"
 
 def _patch_diagonal(hidden: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """Residuals [position, seq, width] where row p has the source's value at token p."""
-    hidden, places = hidden.clone(), torch.arange(hidden.shape[1])
+    hidden, places = hidden.clone(), torch.arange(hidden.shape[1], device=hidden.device)
     hidden[places, places] = source[0]
     return hidden
+
+
+def _along(slopes: list[torch.Tensor], clean: list[torch.Tensor], corrupted: list[torch.Tensor]) -> torch.Tensor:
+    """What each gradient says of clean minus corrupted, [layer, row, seq]."""
+    parts = zip(slopes, clean, corrupted, strict=True)
+    return torch.stack([(slope.float() * (ours - theirs)).sum(-1) for slope, ours, theirs in parts])
 
 
 if __name__ == "__main__":

@@ -34,12 +34,17 @@ rule make_environment:
         "{params.folder:q}/bin/python -m pip freeze > {output.versions:q}"
 
 
-rule export_model:
+# "random:SHAPE" is made here; any other model is fetched.
+RANDOM = config["models"][config["benchmarks"]["models"]["model"]].partition("random:")[2]
+WEIGHTS = "model.safetensors.index.json" if RANDOM else "model.safetensors"
+
+
+rule make_model:
     input:
-        **model_records("benchmarks"),
+        **({} if RANDOM else model_records("benchmarks")),
     output:
         settings="<resources>/benchmarks/model/config.json",
-        weights="<resources>/benchmarks/model/model.safetensors",
+        weights=f"<resources>/benchmarks/model/{WEIGHTS}",
     log:
         "<logs>/benchmarks/export.log",
     threads: 1
@@ -48,15 +53,20 @@ rule export_model:
         runtime="10m",
     params:
         folder=subpath(output.settings, parent=True),
-        code=code_digest("jaxinterp.models.language_model"),
+        words=lambda wildcards, input: (
+            ["random-model", "--shape", RANDOM, "--dtype", config["benchmarks"]["config"]["dtype"]]
+            if RANDOM
+            else ["export", input.model]
+        ),
+        code=code_digest("jaxinterp.models.language_model") + code_digest("jaxinterp.models.random_model"),
     shell:
-        "jaxinterp export {input.model:q} --output {params.folder:q} 2>&1 | tee {log:q}"
+        "rm -rf {params.folder:q} && jaxinterp {params.words:q} --output {params.folder:q} 2>&1 | tee {log:q}"
 
 
 rule measure_benchmarks:
     input:
         model="<resources>/benchmarks/model/config.json",
-        weights="<resources>/benchmarks/model/model.safetensors",
+        weights=f"<resources>/benchmarks/model/{WEIGHTS}",
         environments=expand("<resources>/benchmarks/{peer}/versions.txt", peer=peers()),
     output:
         table="<results>/benchmarks/table.parquet",

@@ -27,7 +27,8 @@ def read_section(name):
 
 
 def refuse_unknown_sections():
-    refuse_unknown_keys(config, {"properties": dict.fromkeys(SECTIONS, {}), "additionalProperties": False}, "config")
+    known = dict.fromkeys([*SECTIONS, "pathvars"], {})  # pathvars: Snakemake's own
+    refuse_unknown_keys(config, {"properties": known, "additionalProperties": False}, "config")
 
 
 def stages():
