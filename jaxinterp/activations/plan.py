@@ -17,7 +17,7 @@ from penzai import pz
 
 from jaxinterp import axes
 from jaxinterp.activations.groups import Leaves, Shared, by_structure
-from jaxinterp.activations.stages import Texts, without_names
+from jaxinterp.activations.stages import Texts, nameless_block, without_names
 from jaxinterp.interventions.edit import Edit
 from jaxinterp.models.blocks import Decoder
 from jaxinterp.sites.taps import Tap
@@ -40,7 +40,7 @@ class Base:
     @classmethod
     def of(cls, body: Decoder) -> Base:
         """Takes a tree apart."""
-        blocks = tuple(without_names(block) for block in body.blocks)
+        blocks = tuple(nameless_block(block) for block in body.blocks)
         return cls(body, blocks, dataclasses.replace(body, blocks=[]))
 
     @property

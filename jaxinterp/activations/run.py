@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,20 @@ import numpy as np
 from penzai import pz
 
 from jaxinterp import axes
+from jaxinterp.activations.compilation import keep_compiled_programs
 from jaxinterp.activations.memory import available, bytes_fixed, bytes_per_row, bytes_read, rows_that_fit
+from jaxinterp.activations.plan import Base
+from jaxinterp.activations.reading import Readout, read_pass
+from jaxinterp.activations.stages import Texts
 from jaxinterp.activations.state import capture
 from jaxinterp.interventions.edit import Edit
+from jaxinterp.models.blocks import Decoder
 from jaxinterp.models.decoder import side_inputs
 from jaxinterp.models.language_model import LanguageModel, check_tokens
 from jaxinterp.sites.cache import Cache
 from jaxinterp.sites.selectors import Site
 from jaxinterp.sites.taps import Address, align_edits
 
-Readout = Literal["all", "last"] | None
 Inputs = Sequence[str] | str | Sequence[Sequence[int]] | np.ndarray | jax.Array
 
 
@@ -61,8 +65,9 @@ def run(
 ) -> tuple[np.ndarray | None, Cache]:
     """Runs a model and reads what passes its taps.
 
-    Rows are padded on the left to equal length and each length bucket is compiled once; other edit numbers,
-    other heads or another edited layer compile nothing new.
+    Rows are padded on the left to equal length. A kind of block is compiled once for each length bucket, whatever the
+    depth of the model; other edit numbers, other heads or another edited layer compile nothing new. The pass ends
+    behind the last block that is read, if no logits are wanted.
 
     Args:
         model: The model, edited or not.
@@ -83,16 +88,19 @@ def run(
         raise ValueError(f"logits must be 'all', 'last' or None, not {logits!r}")
     tokens, valid = prepare(model, inputs, mask)
     chosen = (sites,) if isinstance(sites, Site) else tuple(sites)
-    body = compiled_form(model.body)
+    wanted = _find_addresses(model, chosen)
     rows, seq = tokens.shape
     padded = bucket(seq, model.architecture.context if model.architecture.learned_positions else None)
     step = _rows_at_once(model, chosen, rows, padded, logits, batch_size)
+    keep_compiled_programs()
+    base = Base.of(cast("Decoder", model.body))
     outputs: list[tuple[np.ndarray | None, dict[Address, np.ndarray]]] = []
     for first in range(0, rows, step):
         part, part_valid = tokens[first : first + step], valid[first : first + step]
         count = len(part)
-        part, part_valid = pad_rows(part, part_valid, step, padded)
-        values, saved = forward_pass(body, part, part_valid, sites=chosen, logits=logits)
+        texts = Texts(*(jnp.asarray(array) for array in pad_rows(part, part_valid, step, padded)))
+        some = base if step == rows else base.of_rows(np.minimum(np.arange(first, first + step), rows - 1))
+        values, saved = read_pass(some, texts, wanted, logits)
         outputs.append((_trim(values, count, logits, seq), {at: _crop(at, x, count, seq) for at, x in saved.items()}))
     arrays = {at: _join([saved[at] for _, saved in outputs]) for at in outputs[0][1]}
     values = None if logits is None else _join([part for part, _ in outputs if part is not None])
@@ -163,7 +171,7 @@ def pad_rows(tokens: np.ndarray, mask: np.ndarray, rows: int, length: int) -> tu
 def forward_pass(
     body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, *, sites: tuple[Site, ...], logits: Readout
 ) -> tuple[jax.Array | None, dict[Address, jax.Array]]:
-    """The compiled part of `run`: logits and reads of one padded batch."""
+    """`run` of one padded batch as one program, for what is differentiated or mapped as a whole."""
     reading, variables = pz.unbind_state_vars(capture(body, sites))
     inputs = side_inputs(tokens, mask)
     if logits == "last" and not _reads_readout(sites):
@@ -199,11 +207,19 @@ def _join(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
+def _find_addresses(model: LanguageModel, sites: tuple[Site, ...]) -> dict[Address, Site]:
+    wanted: dict[Address, Site] = {}
+    for site in sites:
+        for address in site.addresses(model.body):
+            if address in wanted and (wanted[address].axis, wanted[address].indices) != (site.axis, site.indices):
+                raise ValueError(f"{address[0]} of layer {address[1]} is asked for twice; join the two selectors")
+            wanted[address] = site
+    return wanted
+
+
 def _rows_at_once(
     model: LanguageModel, sites: tuple[Site, ...], rows: int, seq: int, logits: Readout, batch_size: int | None
 ) -> int:
-    for site in sites:
-        site.addresses(model.body)
     architecture = model.architecture
     itemsize = jax.tree_util.tree_leaves(model.body)[0].dtype.itemsize
     free = available()

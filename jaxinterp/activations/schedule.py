@@ -19,8 +19,11 @@ from jaxinterp.activations import stages
 from jaxinterp.activations.groups import Group, Leaves, by_structure
 from jaxinterp.activations.metrics import Measure
 from jaxinterp.activations.plan import Base, Route
+from jaxinterp.activations.reading import pass_blocks
 from jaxinterp.activations.sizes import Sizes
 from jaxinterp.activations.stages import KeysAndValues, Texts
+from jaxinterp.sites.selectors import Site
+from jaxinterp.sites.taps import Address
 
 STARTS = 4
 """At how many columns, evenly spread over the text, cells may start; each is compiled for itself."""
@@ -172,13 +175,16 @@ class CleanRun:
         Returns:
             The run.
         """
-        x = stages.begin(base.ends, texts)
-        streams, keys = {0: x}, []
-        for layer, block in enumerate(base.blocks):
-            x, kept = stages.pass_through(block, x, texts, keep=keep)
-            keys.append(kept)
-            if layer + 1 in needed:
-                streams[layer + 1] = x
+        sites: dict[Address, Site] = {
+            (name, layer): Site(name) for name in ("k", "v") for layer in range(base.depth) if keep
+        }
+        saved: dict[Address, jax.Array] = {}
+        streams, x = {}, None
+        for stage, x in pass_blocks(base, texts, sites, saved, to_the_end=True):
+            if stage in needed or stage == 0:
+                streams[stage] = x
+        keys = [(saved["k", layer], saved["v", layer]) if keep else None for layer in range(base.depth)]
+        assert x is not None
         value = stages.measure_unedited(x[None], np.zeros(1, np.int32), base.ends, texts, measure)
         return cls(base, texts, measure, streams, keys, value)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import weakref
 from typing import Any, cast
 
 import jax
@@ -31,7 +32,9 @@ NamedArray = pz.nx.NamedArray
 KeysAndValues = tuple[jax.Array, jax.Array]
 """Two arrays [batch, seq, kv_head, projection]."""
 
-_STREAM = (axes.BATCH, axes.SEQ, axes.EMBEDDING)
+STREAM = (axes.BATCH, axes.SEQ, axes.EMBEDDING)
+"""Axes of the residual stream."""
+
 _KEYS = (axes.BATCH, axes.SEQ, axes.KV_HEAD, axes.PROJECTION)
 
 
@@ -55,6 +58,21 @@ class Texts:
     def side_inputs(self, start: int) -> dict[str, Any]:
         """What a forward pass needs from a column on."""
         return side_inputs(self.tokens[:, start:], self.mask, start=start)
+
+
+_nameless: dict[int, tuple[weakref.ref[Any], pz.nn.Layer]] = {}
+"""Blocks without names of the blocks in use, so that they are made once."""
+
+
+def nameless_block(block: pz.nn.Layer) -> pz.nn.Layer:
+    """A block whose taps and weights do not say which layer they belong to; see `without_names`."""
+    key = id(block)
+    known = _nameless.get(key)
+    if known is not None and known[0]() is block:
+        return known[1]
+    made = without_names(block)
+    _nameless[key] = (weakref.ref(block, lambda _: _nameless.pop(key, None)), made)
+    return made
 
 
 def without_names(node: Any, old: Any = None, done: Any = None) -> Any:
@@ -135,7 +153,7 @@ def _advance_behind(block: pz.nn.Layer, x: jax.Array, front: tuple[jax.Array, ..
         parts = [_Prepend(pz.nx.wrap(part, *_KEYS)) for part in front]
         block = attach(block, [((site, None), part) for site, part in zip(("k", "v"), parts, strict=True)])
     inputs = texts.side_inputs(texts.tokens.shape[1] - x.shape[1])
-    return block(pz.nx.wrap(x, *_STREAM), **inputs).unwrap(*_STREAM)
+    return block(pz.nx.wrap(x, *STREAM), **inputs).unwrap(*STREAM)
 
 
 def _keep_keys(block: pz.nn.Layer, x: jax.Array, texts: Texts, start: int) -> tuple[jax.Array, KeysAndValues]:
@@ -146,15 +164,15 @@ def _keep_keys(block: pz.nn.Layer, x: jax.Array, texts: Texts, start: int) -> tu
     inputs = texts.side_inputs(start)
     for name in ("attend", "distance", "kv_positions"):
         inputs[name] = inputs[name].untag(axes.KV_SEQ)[start:].tag(axes.KV_SEQ)
-    out, states = reading.stateless_call(frozen, pz.nx.wrap(x, *_STREAM), **inputs)
+    out, states = reading.stateless_call(frozen, pz.nx.wrap(x, *STREAM), **inputs)
     saved = {state.label: state.value.unwrap(*_KEYS) for state in states}
-    return out.unwrap(*_STREAM), (saved["k"], saved["v"])
+    return out.unwrap(*STREAM), (saved["k"], saved["v"])
 
 
 def _begin(ends: Decoder, texts: Texts) -> jax.Array:
     inputs = texts.side_inputs(0)
     embedded = ends.embedding(inputs["tokens"], **inputs)
-    return ends.start(embedded, **inputs).unwrap(*_STREAM)
+    return ends.start(embedded, **inputs).unwrap(*STREAM)
 
 
 def _measure(ends: Decoder, x: jax.Array, texts: Texts, measure: Measure) -> jax.Array:
@@ -165,33 +183,11 @@ def _measure(ends: Decoder, x: jax.Array, texts: Texts, measure: Measure) -> jax
         names = (axes.BATCH, "choice")
     else:
         names = (axes.BATCH, axes.VOCABULARY)
-    named = pz.nx.wrap(x[:, None], *_STREAM)
+    named = pz.nx.wrap(x[:, None], *STREAM)
     logits = ends.read_out(named, **inputs).untag(axes.SEQ)[0].unwrap(*names)
     if measure.tokens is not None and ends.logits.edits:
         logits = jnp.take_along_axis(logits, measure.tokens, axis=1)
     return measure(logits)
-
-
-begin = jax.jit(_begin)
-"""(ends, texts) -> residual stream entering the first block, [batch, seq, embedding]."""
-
-
-@functools.partial(jax.jit, static_argnames="keep")
-def pass_through(
-    block: pz.nn.Layer, x: jax.Array, texts: Texts, *, keep: bool
-) -> tuple[jax.Array, KeysAndValues | None]:
-    """One block of the unedited run.
-
-    Args:
-        block: The block.
-        x: Residual stream entering it, [batch, seq, embedding].
-        texts: Of all columns.
-        keep: Whether its keys and values are wanted.
-
-    Returns:
-        The residual stream leaving it, and its keys and values.
-    """
-    return _keep_keys(block, x, texts, 0) if keep else (_advance(block, x, None, texts), None)
 
 
 @functools.partial(jax.jit, static_argnames="last", donate_argnames="buffer")
@@ -285,13 +281,13 @@ def enter(
     seq = buffer.shape[2]
     start = clean.shape[1] - seq
     inputs = texts.side_inputs(start)
-    entering = pz.nx.wrap(clean[:, start:], *_STREAM)
+    entering = pz.nx.wrap(clean[:, start:], *STREAM)
 
     def one(leaves: Leaves) -> jax.Array:
         x = entering
         for edit in shared.joined(leaves):
             x = edit(x, **inputs)
-        return x.unwrap(*_STREAM)
+        return x.unwrap(*STREAM)
 
     return buffer.at[cells].set(jax.vmap(one, axis_size=len(cells))(own), mode="drop")
 

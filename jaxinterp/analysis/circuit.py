@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from penzai import pz
 
 from jaxinterp.activations.metrics import Measure
+from jaxinterp.activations.plan import Base
 from jaxinterp.activations.run import Inputs, compiled_form
+from jaxinterp.activations.stages import Texts
 from jaxinterp.analysis.aligned_pairs import AlignedPairs, align_pairs, apply_measure, padded_length
 from jaxinterp.analysis.branches import Branch, attend, embed_tokens, feed, normalise_stream, read_logits, split_readers
 from jaxinterp.analysis.graph import EdgeGraph
@@ -27,27 +30,45 @@ MEMORY = 2**30
 _ROWS = 128
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def read_senders(
-    body: blocks.Decoder, tokens: jax.Array, valid: jax.Array, *, graph: EdgeGraph
-) -> tuple[jax.Array, jax.Array]:
+def read_senders(base: Base, texts: Texts, *, graph: EdgeGraph) -> tuple[jax.Array, jax.Array]:
     """A plain run: last-token logits [batch, vocabulary], and what every sender writes.
+
+    Args:
+        base: The model, in stages.
+        texts: The texts.
+        graph: The edges.
 
     Returns:
         The logits, and [sender, batch, seq, embedding] up to constants that are the same in every run.
     """
-    inputs = side_inputs(tokens, valid)
-    stream = embed_tokens(body, tokens, inputs)
+    stream = _embed(base.ends, texts)
     written = [stream[None]]
-    for block in body.blocks:
-        attention, mlp = Branch.find(block, blocks.Attention), Branch.find(block, blocks.MLP)
-        normed = normalise_stream(attention, stream, inputs)
-        readers = jnp.broadcast_to(normed, (graph.readers, *normed.shape))
-        whole, parts = attend(attention, *split_readers(graph, readers), inputs)
-        fed = feed(mlp, stream if graph.parallel else stream + whole, inputs)
-        stream = stream + whole + fed
-        written += [parts, fed[None]]
-    return read_logits(body, stream), jnp.concatenate(written)
+    for block in base.blocks:
+        stream, parts = _read_block(block, stream, texts, graph=graph)
+        written.append(parts)
+    return _read_logits(base.ends, stream), jnp.concatenate(written)
+
+
+_read_logits = jax.jit(read_logits)
+
+
+@jax.jit
+def _embed(ends: blocks.Decoder, texts: Texts) -> jax.Array:
+    return embed_tokens(ends, texts.tokens, texts.side_inputs(0))
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _read_block(
+    block: pz.nn.Layer, stream: jax.Array, texts: Texts, *, graph: EdgeGraph
+) -> tuple[jax.Array, jax.Array]:
+    """The stream leaving a block, and what its heads and its MLP write, [sender, batch, seq, embedding]."""
+    inputs = texts.side_inputs(0)
+    attention, mlp = Branch.find(block, blocks.Attention), Branch.find(block, blocks.MLP)
+    normed = normalise_stream(attention, stream, inputs)
+    readers = jnp.broadcast_to(normed, (graph.readers, *normed.shape))
+    whole, parts = attend(attention, *split_readers(graph, readers), inputs)
+    fed = feed(mlp, stream if graph.parallel else stream + whole, inputs)
+    return stream + whole + fed, jnp.concatenate([parts, fed[None]])
 
 
 @functools.partial(jax.jit, static_argnames="graph")
@@ -180,12 +201,13 @@ def measure_circuits(
             f"each of the {edges.sum()} edges of list_edges(model)"
         )
     body, length = compiled_form(model.body), padded_length(model, pairs)
+    base = Base.of(cast("blocks.Decoder", model.body))
     rows = fitting_rows(model, pairs, batch_size)
     together = max(1, min(len(circuits), fitting_rows(model, pairs, None, _ROWS) // rows))
     parts = []
     for batch, numbers in pairs.batches(rows, length):
         bound = None if measure is None else measure.take(jnp.asarray(numbers))
-        _, written = read_senders(body, batch.corrupted, batch.valid, graph=graph)
+        _, written = read_senders(base, Texts(jnp.asarray(batch.corrupted), jnp.asarray(batch.valid)), graph=graph)
         values = []
         for first in range(0, len(circuits), together):
             block = circuits[np.minimum(np.arange(first, first + together), len(circuits) - 1)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,9 @@ import polars as pl
 from penzai import pz
 
 from jaxinterp.activations.metrics import Measure, Metric, bind_metric
-from jaxinterp.activations.run import Inputs, compiled_form
+from jaxinterp.activations.plan import Base
+from jaxinterp.activations.run import Inputs
+from jaxinterp.activations.stages import Texts
 from jaxinterp.analysis.aligned_pairs import (
     align_pairs,
     apply_measure,
@@ -32,7 +34,6 @@ from jaxinterp.analysis.branches import STREAM, Branch, attend, feed, normalise_
 from jaxinterp.analysis.circuit import fitting_rows, graph_of, measure_circuits, read_senders
 from jaxinterp.analysis.graph import EdgeGraph, list_edges
 from jaxinterp.models import blocks
-from jaxinterp.models.decoder import side_inputs
 from jaxinterp.models.language_model import LanguageModel
 
 _MOST_ROWS = 50_000_000
@@ -88,16 +89,18 @@ def attribute_edges(
     if edges.sum() * len(pairs) > _MOST_ROWS:
         raise ValueError(f"{edges.sum()} edges of {len(pairs)} pairs exceed {_MOST_ROWS} rows; give fewer pairs")
     measure = bind_metric(metric, model, len(pairs))
-    body = compiled_form(model.body)
+    base = Base.of(cast("blocks.Decoder", model.body))
     alphas = [0.0] if method == "gradient" else [(step + 0.5) / steps for step in range(steps)]
     parts = []
     for batch, numbers in pairs.batches(fitting_rows(model, pairs, batch_size), padded_length(model, pairs)):
         bound = measure.take(jnp.asarray(numbers))
-        read = functools.partial(read_senders, body, valid=batch.valid, graph=graph)
-        (clean_logits, clean_written), (logits, written) = read(batch.clean), read(batch.corrupted)
+        texts, others = (Texts(jnp.asarray(ids), jnp.asarray(batch.valid)) for ids in (batch.clean, batch.corrupted))
+        (clean_logits, clean_written), (logits, written) = (
+            read_senders(base, each, graph=graph) for each in (texts, others)
+        )
         changes = jnp.moveaxis(written - clean_written, 1, 0)
         starts = [clean_written[0] + alpha * changes[:, 0] for alpha in alphas]
-        scores = [_score_edges(body, start, changes, batch.clean, batch.valid, bound, graph=graph) for start in starts]
+        scores = [_score_edges(base, start, changes, texts, bound, graph) for start in starts]
         effects = np.asarray(functools.reduce(jnp.add, scores) / len(scores))[:, edges]
         values = [np.asarray(apply_measure(bound, each)) for each in (clean_logits, logits)]
         parts.append((*values, effects))
@@ -105,57 +108,70 @@ def attribute_edges(
     return _table(model, whole[0], whole[1], whole[2])
 
 
-@functools.partial(jax.jit, static_argnames="graph")
 def _score_edges(
-    body: blocks.Decoder,
-    start: jax.Array,
-    changes: jax.Array,
-    tokens: jax.Array,
-    valid: jax.Array,
-    measure: Measure,
-    *,
-    graph: EdgeGraph,
+    base: Base, start: jax.Array, changes: jax.Array, texts: Texts, measure: Measure, graph: EdgeGraph
 ) -> jax.Array:
     """Change of every sender times gradient at every receiver, [batch, receiver, sender].
 
+    The blocks are run and differentiated one after the other, so that no more than one of them is taken apart at a
+    time. Where a sender comes behind a receiver, the product means nothing.
+
     Args:
-        body: Model tree.
+        base: The model, in stages.
         start: The residual stream entering the first block, where gradients are taken, [batch, seq, embedding].
         changes: Corrupted minus clean outputs of all senders, [batch, sender, seq, embedding].
-        tokens: Ids of the clean texts, for the model's edits to look at.
-        valid: Which of them are tokens.
+        texts: The clean texts, for the model's edits to look at.
         measure: The metric.
         graph: The edges.
     """
-    inputs = side_inputs(tokens, valid)
     streams = [start]
-    for block in body.blocks:
-        named = pz.nx.wrap(streams[-1], *STREAM)
-        streams.append(block(named, **inputs).unwrap(*STREAM))
+    for block in base.blocks:
+        streams.append(_pass_block(block, streams[-1], texts))
+    gradient, scores = _score_readout(base.ends, streams.pop(), changes, measure)
+    parts = [scores]
+    for block in reversed(base.blocks):
+        gradient, scores = _score_block(block, streams.pop(), gradient, changes, texts, graph=graph)
+        parts.append(scores)
+    return jnp.concatenate(parts[::-1], axis=1)
+
+
+@jax.jit
+def _pass_block(block: pz.nn.Layer, stream: jax.Array, texts: Texts) -> jax.Array:
+    return block(pz.nx.wrap(stream, *STREAM), **texts.side_inputs(0)).unwrap(*STREAM)
+
+
+@jax.jit
+def _score_readout(
+    ends: blocks.Decoder, stream: jax.Array, changes: jax.Array, measure: Measure
+) -> tuple[jax.Array, jax.Array]:
+    """The gradient at the stream leaving the last block, and the scores of the edges into the logits."""
 
     def measure_stream(stream: jax.Array) -> jax.Array:
-        return apply_measure(measure, read_logits(body, stream)).sum()
+        return apply_measure(measure, read_logits(ends, stream)).sum()
 
-    gradient = jax.grad(measure_stream)(streams[-1])
-    scores = [_contract(gradient[None, :, -1:], changes[:, :, -1:])]
-    for layer in reversed(range(graph.layers)):
-        block, stream = body.blocks[layer], streams[layer]
-        attention, mlp = Branch.find(block, blocks.Attention), Branch.find(block, blocks.MLP)
-        normed, pull_norm = jax.vjp(functools.partial(normalise_stream, attention, inputs=inputs), stream)
+    gradient = jax.grad(measure_stream)(stream)
+    return gradient, _contract(gradient[None, :, -1:], changes[:, :, -1:])
 
-        def attend_apart(readers: jax.Array, attention: Branch = attention) -> jax.Array:
-            return attend(attention, *split_readers(graph, readers), inputs)[0]
 
-        whole, pull_attention = jax.vjp(attend_apart, jnp.broadcast_to(normed, (graph.readers, *normed.shape)))
-        before = stream if graph.parallel else stream + whole
-        (at_mlp,) = jax.vjp(functools.partial(feed, mlp, inputs=inputs), before)[1](gradient)
-        (behind_norm,) = pull_attention(gradient if graph.parallel else gradient + at_mlp)
-        (at_readers,) = jax.vmap(pull_norm)(behind_norm)
-        gradient = gradient + at_mlp + at_readers.sum(axis=0)
-        scores.append(_contract(at_mlp[None], changes[:, : graph.before_mlp(layer)]))
-        scores.append(_contract(at_readers, changes[:, : graph.before(layer)]))
-    widths = [((0, 0), (0, 0), (0, graph.senders - part.shape[2])) for part in scores]
-    return jnp.concatenate([jnp.pad(part, width) for part, width in zip(scores, widths, strict=True)][::-1], axis=1)
+@functools.partial(jax.jit, static_argnames="graph")
+def _score_block(
+    block: pz.nn.Layer, stream: jax.Array, gradient: jax.Array, changes: jax.Array, texts: Texts, *, graph: EdgeGraph
+) -> tuple[jax.Array, jax.Array]:
+    """From the gradient behind a block to that in front of it, and the scores of the edges into its receivers."""
+    inputs = texts.side_inputs(0)
+    attention, mlp = Branch.find(block, blocks.Attention), Branch.find(block, blocks.MLP)
+    normed, pull_norm = jax.vjp(functools.partial(normalise_stream, attention, inputs=inputs), stream)
+
+    def attend_apart(readers: jax.Array) -> jax.Array:
+        return attend(attention, *split_readers(graph, readers), inputs)[0]
+
+    whole, pull_attention = jax.vjp(attend_apart, jnp.broadcast_to(normed, (graph.readers, *normed.shape)))
+    before = stream if graph.parallel else stream + whole
+    (at_mlp,) = jax.vjp(functools.partial(feed, mlp, inputs=inputs), before)[1](gradient)
+    (behind_norm,) = pull_attention(gradient if graph.parallel else gradient + at_mlp)
+    (at_readers,) = jax.vmap(pull_norm)(behind_norm)
+    scores = _contract(jnp.concatenate([at_readers, at_mlp[None]]), changes)
+    return gradient + at_mlp + at_readers.sum(axis=0), scores
 
 
 def _contract(gradients: jax.Array, changes: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.activations import stages
+from jaxinterp.activations import reading, schedule, stages
 from jaxinterp.activations.plan import Base, find_route, first_columns
 from jaxinterp.activations.schedule import STARTS
 from jaxinterp.activations.stages import Texts
@@ -131,8 +131,8 @@ def test_only_the_blocks_and_columns_behind_an_edit_are_run(monkeypatch):
 
 def test_layers_heads_and_scales_share_programs():
     def programs():
-        names = ("advance_unedited", "advance_edited", "enter", "measure_unedited", "pass_through")
-        return sum(getattr(stages, name)._cache_size() for name in names)
+        names = ("advance_unedited", "advance_edited", "enter", "measure_unedited")
+        return reading.programs() + sum(getattr(stages, name)._cache_size() for name in names)
 
     deep = toy("llama", hidden_size=16, intermediate_size=24, num_hidden_layers=6)
 
@@ -193,21 +193,21 @@ def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
     texts = TEXTS + OTHERS
     cells = ji.grid(lambda lm, layer, head: ji.ablate(lm, ji.head(layer, head)), layer=range(3), head=range(2))
     options = {"memory": 120_000, "folder": tmp_path / "sweep", "progress": False}
-    began, begin = [], stages.begin
+    began, begin = [], schedule.pass_blocks
 
-    def dies(*arguments):
+    def dies(*arguments, **options):
         began.append(1)
         if len(began) > 3:
             raise KeyboardInterrupt
-        return begin(*arguments)
+        return begin(*arguments, **options)
 
     with monkeypatch.context() as within:
-        within.setattr(stages, "begin", dies)
+        within.setattr(schedule, "pass_blocks", dies)
         with pytest.raises(KeyboardInterrupt):
             ji.sweep(MODEL, texts, cells, METRIC, **options)
     assert len(list((tmp_path / "sweep").glob("block-*"))) == 2, "the third was under way"
     began.clear()
-    monkeypatch.setattr(stages, "begin", lambda *arguments: (began.append(1), begin(*arguments))[1])
+    monkeypatch.setattr(schedule, "pass_blocks", lambda *a, **o: (began.append(1), begin(*a, **o))[1])
     resumed = ji.sweep(MODEL, texts, cells, METRIC, **options)
     assert len(began) == 2
     whole = ji.sweep(MODEL, texts, cells, METRIC, progress=False)
@@ -255,7 +255,7 @@ def test_a_summary_has_intervals_and_a_null():
 
 
 def test_bad_input_is_refused_before_anything_compiles(monkeypatch):
-    monkeypatch.setattr(stages, "begin", None)
+    monkeypatch.setattr(schedule, "pass_blocks", None)
     cell = ji.Cell({}, lambda lm: ji.ablate(lm, ji.head(0, 0)))
     with pytest.raises(ValueError, match="make some with"):
         ji.sweep(MODEL, TEXTS, [], METRIC)

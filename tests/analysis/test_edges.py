@@ -9,7 +9,9 @@ import polars as pl
 import pytest
 
 import jaxinterp as ji
+from jaxinterp.activations.plan import Base
 from jaxinterp.activations.run import compiled_form
+from jaxinterp.activations.stages import Texts
 from jaxinterp.analysis import circuit
 from jaxinterp.analysis.agreement import compare_with_exact
 from jaxinterp.analysis.aligned_pairs import align_pairs, padded_length
@@ -74,7 +76,9 @@ def lose_softly(model, weights):
     graph, body = graph_of(model), compiled_form(model.body)
     pairs = align_pairs(model, CLEAN, CORRUPTED)
     ((batch, _),) = pairs.batches(2, padded_length(model, pairs))
-    _, written = read_senders(body, batch.corrupted, batch.valid, graph=graph)
+    _, written = read_senders(
+        Base.of(model.body), Texts(jnp.asarray(batch.corrupted), jnp.asarray(batch.valid)), graph=graph
+    )
     lost = jnp.zeros((len(weights), *graph.is_edge().shape)).at[:, graph.is_edge()].set(weights)
     logits = circuit._run_circuits(body, batch.clean, batch.valid, written, lost, None, graph=graph)
     return logits[:, :, 7] - logits[:, :, 9]
