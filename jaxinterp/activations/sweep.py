@@ -175,7 +175,20 @@ def sweep(
             if ledger is not None:
                 ledger.add(block)
     table = _table(edits, clean, values, other)
-    return mark_noise(table, noise_floor(model, prompts, edits, metric, mask)) if noise else table
+    return mark_noise(table, _measure_noise(model, prompts, edits, metric, mask, table)) if noise else table
+
+
+def _measure_noise(
+    model: LanguageModel, prompts: Inputs, edits: Sequence[Cell], metric: Any, mask: Any, table: pl.DataFrame
+) -> float:
+    """The largest error of an effect among some cells, as the sweep got them and as whole forward passes do."""
+    samples = noise_floor(model, prompts, edits, metric, mask, precisions=["float32"]).samples.filter(
+        pl.col("cell") >= 0
+    )
+    effects = table["effect"].to_numpy().reshape(len(edits), -1)
+    found = effects[samples["cell"].to_numpy(), samples["prompt"].to_numpy()]
+    exact = samples["exact_effect"].to_numpy()
+    return float(max(np.abs(found - exact).max(), np.abs(samples["effect"].to_numpy() - exact).max()))
 
 
 class _Rate(ProgressColumn):

@@ -6,6 +6,7 @@ import sys
 
 import jax
 import numpy as np
+import polars as pl
 import pytest
 
 import jaxinterp as ji
@@ -187,6 +188,16 @@ def test_metrics_of_the_whole_vocabulary(metric):
         "own function": logits.max(axis=1),
     }
     np.testing.assert_allclose(table["value"][2:4], wanted[metric], atol=1e-5)
+
+
+def test_rounding_is_told_from_effects():
+    _, cache = ji.run(MODEL, [[*text[:-1], 50] for text in TEXTS], sites=[ji.resid_pre()])
+    cells = ji.grid(lambda lm, back: ji.patch(lm, ji.resid_pre(2), cache, positions=[(-back, -back)]), back=[1, 2, 3])
+    table = ji.sweep(MODEL, TEXTS, cells, METRIC, noise=True, progress=False)
+    assert table["noise"].n_unique() == 1
+    assert 0 < table["noise"][0] < 1e-4
+    assert table.filter(pl.col("back") == 1)["resolved"].all()
+    assert not table.filter(pl.col("back") > 1)["resolved"].any(), "only the last token differs"
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
