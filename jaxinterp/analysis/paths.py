@@ -18,7 +18,8 @@ from penzai import pz
 
 from jaxinterp import axes
 from jaxinterp.activations.metrics import Measure, Metric, bind_metric
-from jaxinterp.activations.run import Inputs, bucket, compiled_form, pad_rows, prepare
+from jaxinterp.activations.run import Inputs, compiled_form
+from jaxinterp.analysis.aligned_pairs import align_pairs, normalise, padded_length
 from jaxinterp.interventions.edit import Edit, NamedArray, find_places
 from jaxinterp.models.decoder import side_inputs
 from jaxinterp.models.language_model import LanguageModel
@@ -136,8 +137,9 @@ def path_patch(
     every_head = [head(layer, index) for layer in range(sizes.layers) for index in range(sizes.heads)]
     starts = _Choices.read(model, every_head if senders is None else senders, _WRITERS, "sender", "writes to")
     ends = _Choices.read(model, receivers or [Site("resid_post", (-1,))], _READERS, "receiver", "reads from")
-    tokens, other, valid = _pair(model, clean, corrupted)
-    rows = len(tokens)
+    pairs = align_pairs(model, clean, corrupted)
+    rows = len(pairs)
+    ((batch, _),) = pairs.batches(rows, padded_length(model, pairs))
     measure = bind_metric(metric, model, rows)
     plan = _Plan.make(len(starts.labels), len(ends.labels), max(4, rows_at_once // rows))
     body = compiled_form(model.body)
@@ -150,7 +152,9 @@ def path_patch(
             layers = plan.freeze(model, freeze_mlps)
             layers += plan.send(starts, chosen, sender_at or everywhere())
             layers += plan.receive(ends, met, receiver_at or everywhere())
-            out = np.asarray(_measure_worlds(attach(body, layers), plan.worlds(tokens, other), valid, measure))
+            out = np.asarray(
+                _measure_worlds(attach(body, layers), plan.worlds(batch.clean, batch.corrupted), batch.valid, measure)
+            )
             bounds = out[:2]
             final = out[2 + plan.senders :].reshape(plan.senders, plan.receivers, rows)
             values[np.ix_(chosen, met)] = final[: len(chosen), : len(met)]
@@ -291,25 +295,6 @@ def _take(selected: np.ndarray, source: np.ndarray, at: Positions, unit: str | N
     return TakeWorld(pz.nx.wrap(jnp.asarray(selected), *names), at, which)
 
 
-def _pair(model: LanguageModel, clean: Inputs, corrupted: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids of both runs and their common mask, padded to a bucket."""
-    (tokens, valid), (other, others_valid) = prepare(model, clean), prepare(model, corrupted)
-    if len(tokens) != len(other):
-        raise ValueError(f"there are {len(tokens)} clean and {len(other)} corrupted texts; give each its partner")
-    lengths, other_lengths = valid.sum(axis=1), others_valid.sum(axis=1)
-    unequal = np.flatnonzero(lengths != other_lengths)
-    if len(unequal):
-        row = unequal[0]
-        raise ValueError(
-            f"clean text {row} has {lengths[row]} tokens and its corrupted partner {other_lengths[row]}; worlds run in "
-            "lockstep, so write both with equally many tokens"
-        )
-    limit = model.architecture.context if model.architecture.learned_positions else None
-    length = bucket(tokens.shape[1], limit)
-    tokens, padded = pad_rows(tokens, valid, len(tokens), length)
-    return tokens, pad_rows(other, valid, len(other), length)[0], padded
-
-
 @jax.jit
 def _measure_worlds(body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, measure: Measure) -> jax.Array:
     """The metric in every world, [worlds, batch]; tokens [worlds, batch, seq]."""
@@ -327,7 +312,6 @@ def _table(starts: _Choices, ends: _Choices, bounds: np.ndarray, values: np.ndar
     senders, receivers, rows = values.shape
     each = receivers * rows
     clean, corrupted = (np.tile(bound, senders * receivers) for bound in bounds)
-    span = pl.col("corrupted") - pl.col("clean")
     table = pl.DataFrame(
         {
             "sender": [label for label in starts.labels for _ in range(each)],
@@ -341,4 +325,4 @@ def _table(starts: _Choices, ends: _Choices, bounds: np.ndarray, values: np.ndar
         },
         schema_overrides={"sender_layer": pl.Int64, "sender_head": pl.Int64},
     ).with_columns(effect=pl.col("value") - pl.col("clean"))
-    return table.with_columns(normalised=pl.when(span != 0).then(pl.col("effect") / span))
+    return table.with_columns(normalised=normalise(pl.col("effect")))

@@ -126,7 +126,7 @@ def test_other_senders_and_receivers_compile_nothing():
     ("make", "sentence"),
     [
         (lambda lm: path_patch(lm, CLEAN, CORRUPTED[:1], METRIC), "2 clean and 1 corrupted"),
-        (lambda lm: path_patch(lm, CLEAN, [[1, 2], [2, 7, 1, 8]], METRIC), "has 7 tokens and its corrupted partner 2"),
+        (lambda lm: path_patch(lm, CLEAN, [[1, 2], [2, 7, 1, 8]], METRIC), "pair 0 has 7 clean and 2 corrupted tokens"),
         (lambda lm: path_patch(lm, CLEAN, CORRUPTED, METRIC, [ji.pattern(0)]), "a sender writes to"),
         (lambda lm: path_patch(lm, CLEAN, CORRUPTED, METRIC, None, [ji.head(2, 0)]), "a receiver reads from"),
         (lambda lm: path_patch(lm, CLEAN, CORRUPTED, METRIC, [ji.head(7, 0)]), "this model has no z"),
