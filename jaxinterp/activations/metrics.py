@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+import polars as pl
 from penzai import pz
 
 from jaxinterp.models.language_model import LanguageModel
@@ -151,6 +152,20 @@ def bind_metric(metric: Metric | Callable[[jax.Array], jax.Array], model: Langua
         ValueError: A token is none of the model's, or there are not as many answers as texts.
     """
     return metric.bind(model, rows) if isinstance(metric, Metric) else OfLogits(metric)
+
+
+def apply_measure(measure: Measure, logits: jax.Array) -> jax.Array:
+    """Measures last-token logits [batch, vocabulary] as [batch]."""
+    return measure(logits if measure.tokens is None else jnp.take_along_axis(logits, measure.tokens, axis=1))
+
+
+def normalise(effect: pl.Expr) -> pl.Expr:
+    """An effect as a fraction of corrupted minus clean, columns of its table.
+
+    Null where the two metrics differ by less than 1e-5 of their size, which two programs in float32 do anyway.
+    """
+    whole, size = pl.col("corrupted") - pl.col("clean"), pl.col("corrupted").abs() + pl.col("clean").abs()
+    return pl.when(whole.abs() > 1e-5 * size).then(effect / whole)
 
 
 def logit_diff(right: Token, wrong: Token) -> Metric:

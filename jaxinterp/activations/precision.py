@@ -19,7 +19,7 @@ from jax.extend import core
 from penzai import pz
 
 from jaxinterp import axes
-from jaxinterp.activations.metrics import Measure, Metric, bind_metric
+from jaxinterp.activations.metrics import Measure, Metric, apply_measure, bind_metric
 from jaxinterp.activations.run import Inputs, bucket, compiled_form, pad_rows, prepare
 from jaxinterp.models.decoder import side_inputs
 from jaxinterp.models.language_model import LanguageModel
@@ -142,7 +142,7 @@ def _last_logits(body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, measure:
     inputs = side_inputs(tokens, mask)
     inputs["read"] = pz.nx.wrap(jnp.full(len(tokens), tokens.shape[1] - 1), axes.BATCH)
     logits = body(pz.nx.wrap(tokens, axes.BATCH, axes.SEQ), **inputs).unwrap(axes.BATCH, axes.VOCABULARY)
-    return measure(logits if measure.tokens is None else jnp.take_along_axis(logits, measure.tokens, axis=1))
+    return apply_measure(measure, logits)
 
 
 _measure = jax.jit(_last_logits)

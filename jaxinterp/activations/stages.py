@@ -22,7 +22,7 @@ from penzai import pz
 
 from jaxinterp import axes
 from jaxinterp.activations.groups import Leaves, Shared
-from jaxinterp.activations.metrics import Measure
+from jaxinterp.activations.metrics import Measure, apply_measure
 from jaxinterp.activations.state import Save
 from jaxinterp.models.blocks import Decoder
 from jaxinterp.models.decoder import side_inputs
@@ -185,9 +185,7 @@ def _measure(ends: Decoder, x: jax.Array, texts: Texts, measure: Measure) -> jax
         names = (axes.BATCH, axes.VOCABULARY)
     named = pz.nx.wrap(x[:, None], *STREAM)
     logits = ends.read_out(named, **inputs).untag(axes.SEQ)[0].unwrap(*names)
-    if measure.tokens is not None and ends.logits.edits:
-        logits = jnp.take_along_axis(logits, measure.tokens, axis=1)
-    return measure(logits)
+    return apply_measure(measure, logits) if ends.logits.edits else measure(logits)
 
 
 @functools.partial(jax.jit, static_argnames="last", donate_argnames="buffer")

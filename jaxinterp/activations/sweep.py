@@ -34,7 +34,7 @@ from rich.text import Text
 from jaxinterp.activations.compilation import keep_compiled_programs
 from jaxinterp.activations.ledger import Ledger, digest_of
 from jaxinterp.activations.memory import available
-from jaxinterp.activations.metrics import Measure, Metric, bind_metric
+from jaxinterp.activations.metrics import Measure, Metric, bind_metric, normalise
 from jaxinterp.activations.plan import Base, check_rows, find_route, first_columns
 from jaxinterp.activations.precision import mark_noise, noise_floor
 from jaxinterp.activations.run import Inputs, bucket, pad_rows, prepare
@@ -117,7 +117,7 @@ def sweep(
         metric: `logit_diff(...)`, `log_prob(...)`, `kl(...)`, or a function from last-token logits
             [batch, vocabulary] to a number for each row [batch].
         mask: With ids [batch, seq]: which of them are tokens.
-        corrupted: The other text of each pair, if there is one: adds what the metric is there.
+        corrupted: The other text of each pair, if there is one: adds what the metric is there. Ids are masked alike.
         noise: Whether to measure how far some of the cells are from float64, and to say beside each effect how large
             that noise is and whether the effect exceeds it; see `jaxinterp.activations.precision.noise_floor`.
         memory: Bytes that may be used besides the model; by default half of what is free. What of it is used for
@@ -148,7 +148,7 @@ def sweep(
     labels = [cell.labels for cell in edits]
     ledger = None if folder is None else Ledger(folder, digest_of(base, labels, routes, texts, measure))
     keep_compiled_programs()
-    other = None if corrupted is None else _corrupted(model, base, corrupted, measure, batch)
+    other = None if corrupted is None else _corrupted(model, base, corrupted, mask, measure, batch, sizes.rows)
     values = np.full((len(edits), batch), np.nan, np.float32)
     clean = np.full(batch, np.nan, np.float32)
     columns = (
@@ -204,11 +204,20 @@ def _padded(model: LanguageModel, tokens: np.ndarray, mask: np.ndarray) -> tuple
     return pad_rows(tokens, mask, len(tokens), bucket(tokens.shape[1], limit))
 
 
-def _corrupted(model: LanguageModel, base: Base, corrupted: Inputs, measure: Measure, batch: int) -> np.ndarray:
-    tokens, valid = _padded(model, *prepare(model, corrupted))
+def _corrupted(
+    model: LanguageModel, base: Base, corrupted: Inputs, mask: Any, measure: Measure, batch: int, rows: int
+) -> np.ndarray:
+    """The metric of the corrupted texts, so many at a time, [batch]."""
+    tokens, valid = _padded(model, *prepare(model, corrupted, mask))
     if len(tokens) != batch:
         raise ValueError(f"there are {len(tokens)} corrupted prompts for {batch} prompts; pair them up")
-    return np.asarray(CleanRun.of(base, Texts(jnp.asarray(tokens), jnp.asarray(valid)), measure).value)[0]
+    parts = []
+    for first in range(0, batch, rows):
+        some = np.minimum(np.arange(first, first + rows), batch - 1)
+        own = base if rows == batch else base.of_rows(some)
+        texts = Texts(jnp.asarray(tokens[some]), jnp.asarray(valid[some]))
+        parts.append(np.asarray(CleanRun.of(own, texts, measure.take(jnp.asarray(some))).value)[0])
+    return np.concatenate(parts)[:batch]
 
 
 def _table(edits: Sequence[Cell], clean: np.ndarray, values: np.ndarray, corrupted: np.ndarray | None) -> pl.DataFrame:
@@ -223,8 +232,7 @@ def _table(edits: Sequence[Cell], clean: np.ndarray, values: np.ndarray, corrupt
     table = pl.DataFrame(labels | measured).with_columns(effect=pl.col("value") - pl.col("clean"))
     if corrupted is None:
         return table
-    whole = pl.col("corrupted") - pl.col("clean")
-    return table.with_columns(normalised=pl.when(whole != 0).then(pl.col("effect") / whole))
+    return table.with_columns(normalised=normalise(pl.col("effect")))
 
 
 def summarise(

@@ -9,11 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import polars as pl
 from penzai import pz
 
 from jaxinterp import axes
-from jaxinterp.activations.metrics import Measure
 from jaxinterp.activations.run import Inputs, bucket, pad_rows, prepare
 from jaxinterp.models.decoder import side_inputs
 from jaxinterp.models.language_model import LanguageModel
@@ -92,17 +90,3 @@ def padded_length(model: LanguageModel, pairs: AlignedPairs) -> int:
 def read_last(tokens: jax.Array, valid: jax.Array) -> dict[str, Any]:
     """The side inputs of a forward pass that only needs the last token's logits."""
     return side_inputs(tokens, valid) | {"read": pz.nx.wrap(jnp.full(len(tokens), tokens.shape[1] - 1), axes.BATCH)}
-
-
-def apply_measure(measure: Measure, logits: jax.Array) -> jax.Array:
-    """Measures last-token logits [batch, vocabulary] as [batch]."""
-    return measure(logits if measure.tokens is None else jnp.take_along_axis(logits, measure.tokens, axis=1))
-
-
-def normalise(effect: pl.Expr) -> pl.Expr:
-    """An effect as a fraction of corrupted minus clean, columns of its table.
-
-    Null where the two metrics differ by less than 1e-5 of their size, which two programs in float32 do anyway.
-    """
-    whole, size = pl.col("corrupted") - pl.col("clean"), pl.col("corrupted").abs() + pl.col("clean").abs()
-    return pl.when(whole.abs() > 1e-5 * size).then(effect / whole)

@@ -22,16 +22,9 @@ import polars as pl
 from penzai import pz
 
 from jaxinterp import axes
-from jaxinterp.activations.metrics import Measure, Metric, bind_metric
+from jaxinterp.activations.metrics import Measure, Metric, apply_measure, bind_metric, normalise
 from jaxinterp.activations.run import Inputs, compiled_form, forward_pass
-from jaxinterp.analysis.aligned_pairs import (
-    AlignedPairs,
-    align_pairs,
-    apply_measure,
-    normalise,
-    padded_length,
-    read_last,
-)
+from jaxinterp.analysis.aligned_pairs import AlignedPairs, align_pairs, padded_length, read_last
 from jaxinterp.interventions.edit import NamedArray, Place, find_places
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.sites.selectors import Site, embed, resid_pre
@@ -105,7 +98,7 @@ def attribute(
         steps: Midpoints of the path.
         path: Which path is integrated along.
         mask: With ids [pair, seq]: which of them are tokens.
-        batch_size: AlignedPairs per pass; by default all at once.
+        batch_size: Pairs per pass; by default all at once.
 
     Returns:
         One row for each tap, pair, position and head or unit: `site`, `layer`, `position` (index in the text from 0),

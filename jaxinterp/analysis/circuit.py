@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from penzai import pz
 
-from jaxinterp.activations.metrics import Measure
+from jaxinterp.activations.metrics import Measure, apply_measure
 from jaxinterp.activations.plan import Base
 from jaxinterp.activations.run import Inputs, compiled_form
 from jaxinterp.activations.stages import Texts
-from jaxinterp.analysis.aligned_pairs import AlignedPairs, align_pairs, apply_measure, padded_length
+from jaxinterp.analysis.aligned_pairs import AlignedPairs, align_pairs, padded_length
 from jaxinterp.analysis.branches import Branch, attend, embed_tokens, feed, normalise_stream, read_logits, split_readers
 from jaxinterp.analysis.graph import EdgeGraph
 from jaxinterp.models import blocks

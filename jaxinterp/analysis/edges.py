@@ -20,16 +20,11 @@ import numpy as np
 import polars as pl
 from penzai import pz
 
-from jaxinterp.activations.metrics import Measure, Metric, bind_metric
+from jaxinterp.activations.metrics import Measure, Metric, apply_measure, bind_metric, normalise
 from jaxinterp.activations.plan import Base
 from jaxinterp.activations.run import Inputs
 from jaxinterp.activations.stages import Texts
-from jaxinterp.analysis.aligned_pairs import (
-    align_pairs,
-    apply_measure,
-    normalise,
-    padded_length,
-)
+from jaxinterp.analysis.aligned_pairs import align_pairs, padded_length
 from jaxinterp.analysis.branches import STREAM, Branch, attend, feed, normalise_stream, read_logits, split_readers
 from jaxinterp.analysis.circuit import fitting_rows, graph_of, measure_circuits, read_senders
 from jaxinterp.analysis.graph import EdgeGraph, list_edges

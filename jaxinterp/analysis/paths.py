@@ -17,9 +17,9 @@ import polars as pl
 from penzai import pz
 
 from jaxinterp import axes
-from jaxinterp.activations.metrics import Measure, Metric, bind_metric
+from jaxinterp.activations.metrics import Measure, Metric, bind_metric, normalise
 from jaxinterp.activations.run import Inputs, compiled_form
-from jaxinterp.analysis.aligned_pairs import align_pairs, normalise, padded_length
+from jaxinterp.analysis.aligned_pairs import align_pairs, padded_length
 from jaxinterp.interventions.edit import Edit, NamedArray, find_places
 from jaxinterp.models.decoder import side_inputs
 from jaxinterp.models.language_model import LanguageModel

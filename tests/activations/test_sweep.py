@@ -170,6 +170,8 @@ def test_the_corrupted_text_scales_the_effect():
     assert table.columns == ["prompt", "clean", "corrupted", "value", "effect", "normalised"]
     np.testing.assert_allclose(table["corrupted"], difference(MODEL, OTHERS), atol=1e-5)
     np.testing.assert_allclose(table["normalised"], 1, atol=1e-3)
+    parts = ji.sweep(MODEL, TEXTS, [whole], METRIC, corrupted=OTHERS, memory=120_000, progress=False)
+    np.testing.assert_allclose(parts["corrupted"], table["corrupted"], atol=1e-5)
 
 
 @pytest.mark.parametrize("metric", ["log_prob", "kl", "own function"])
@@ -229,6 +231,8 @@ def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
     assert not began
     with pytest.raises(ValueError, match="holds blocks of another sweep"):
         ji.sweep(MODEL, texts, cells[:3], METRIC, **options)
+    with pytest.raises(ValueError, match="cannot be recognised by a later process"):
+        ji.sweep(MODEL, texts, cells, lambda logits: logits[:, 0], **options)
 
 
 def test_several_devices_give_what_one_does():
