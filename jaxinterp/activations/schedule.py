@@ -3,6 +3,10 @@
 Cells that start at the same column share a buffer. Stage by stage, those whose first edit is there join, and all
 that are under way advance in tiles: on a CPU as many tokens as keep its matrix products efficient, on an accelerator
 as many as fit. With several devices, each takes every so manyth buffer.
+
+A cell that edits nothing but the residual stream between two blocks starts at the first column whose stream the edit
+changes, which may lie behind the first one that it acts on. One that changes none, such as a patch from a text that is
+the same up to there, has the clean value.
 """
 
 from __future__ import annotations
@@ -70,37 +74,106 @@ def measure_cells(
         Blocks as they are done; together they hold every cell and text that was not done before.
     """
     batch, length = texts.tokens.shape
-    starts = _round_down(columns, length)
-    needed = frozenset(route.stage for route in routes)
     devices = jax.local_devices()
     bases = [base] if len(devices) == 1 else [base.on(device) for device in devices]
     under_way: collections.deque[_UnderWay] = collections.deque()
     turn = 0
     for first in range(0, batch, sizes.rows):
         rows = np.arange(first, min(first + sizes.rows, batch))
-        padded = np.minimum(np.arange(first, first + sizes.rows), batch - 1)
+        part = _Part(bases, routes, columns, texts, measure, np.minimum(first + np.arange(sizes.rows), batch - 1))
         due = np.arange(len(routes)) if done is None else np.flatnonzero(~done[:, rows].all(axis=1))
-        part = Texts(texts.tokens[padded], texts.mask[padded])
-        clean_runs: dict[int, CleanRun] = {}
-        for cells, start in _buffers(due, starts, routes, sizes, length):
+        changed = part.first_changes(due, sizes)
+        idle = due[changed[due] == length]
+        if len(idle):
+            clean = np.asarray(part.clean(0).value)[0, : len(rows)]
+            yield Block(idle, rows, np.tile(clean, (len(idle), 1)), clean)
+        due = due[changed[due] < length]
+        for cells, start in _buffers(due, _round_down(changed, length), routes, sizes, length):
             place = turn % len(bases)
             turn += 1
-            if place not in clean_runs:
-                own = bases[place] if sizes.rows == batch else bases[place].of_rows(padded)
-                clean_runs[place] = CleanRun.of(
-                    own, part, measure.take(jnp.asarray(padded)), needed, bool(starts.any())
-                )
-            some = [routes[cell] for cell in cells]
-            if len(bases) > 1:
-                some = [route.on(base, bases[place]) for route in some]
-            if sizes.rows < batch:
-                some = [route.of_rows(padded) for route in some]
-            values = measure_buffer(clean_runs[place], some, length - start, sizes)
-            under_way.append(_UnderWay(cells, rows, values, clean_runs[place].value))
+            clean = part.clean(place)
+            values = measure_buffer(clean, part.take(cells, place), length - start, sizes)
+            under_way.append(_UnderWay(cells, rows, values, clean.value))
             if len(under_way) > len(bases):
                 yield under_way.popleft().finish()
     while under_way:
         yield under_way.popleft().finish()
+
+
+class _Part:
+    """The cells of a sweep on some of its texts.
+
+    Args:
+        bases: The unedited model on each device.
+        routes: Of the cells.
+        columns: First column at which each of them acts, int [cell].
+        texts: All texts.
+        measure: The metric, bound to all texts.
+        rows: Which of them these are, int [row].
+    """
+
+    def __init__(
+        self,
+        bases: Sequence[Base],
+        routes: Sequence[Route],
+        columns: np.ndarray,
+        texts: Texts,
+        measure: Measure,
+        rows: np.ndarray,
+    ) -> None:
+        self._all = len(rows) == len(texts.tokens) and bool((rows == np.arange(len(rows))).all())
+        self._bases, self._routes, self._columns, self._rows = bases, routes, columns, rows
+        self._texts, self._measure = texts.rows(jnp.asarray(rows)), measure.take(jnp.asarray(rows))
+        self._needed = frozenset(route.stage for route in routes)
+        self._keep = bool(columns.any()) or any(_is_on_stream(route) for route in routes)
+        self._clean: dict[int, CleanRun] = {}
+
+    def clean(self, place: int) -> CleanRun:
+        """The unedited run on a device; it is made when it is first asked for."""
+        if place not in self._clean:
+            base = self._bases[place] if self._all else self._bases[place].of_rows(self._rows)
+            self._clean[place] = CleanRun.of(base, self._texts, self._measure, self._needed, self._keep)
+        return self._clean[place]
+
+    def take(self, cells: np.ndarray, place: int) -> list[Route]:
+        """The routes of some cells, with the numbers of these texts and the weights of a device."""
+        some = [self._routes[cell] for cell in cells]
+        if len(self._bases) > 1:
+            some = [route.on(self._bases[0], self._bases[place]) for route in some]
+        return some if self._all else [route.of_rows(self._rows) for route in some]
+
+    def first_changes(self, due: np.ndarray, sizes: Sizes) -> np.ndarray:
+        """The first column that each cell changes: of those that are due, as found; of the others, as they say.
+
+        Args:
+            due: Which cells are run.
+            sizes: How much is run at a time.
+
+        Returns:
+            Int [cell]; the number of columns for a cell that changes nothing.
+        """
+        columns = self._columns.copy()
+        length = self._texts.tokens.shape[1]
+        tile = _power_of_two(sizes.tile // (len(self._rows) * length))
+        on_stream = np.asarray([cell for cell in due if _is_on_stream(self._routes[cell])], int)
+        for first in range(0, len(on_stream), max(1, sizes.cells)):
+            cells = on_stream[first : first + max(1, sizes.cells)]
+            some = self.take(cells, 0)
+            found = []
+            for stage in sorted({route.stage for route in some}):
+                places = [place for place, route in enumerate(some) if route.stage == stage]
+                for chosen, group, own in _groups(places, some, None, tile):
+                    stream = self.clean(0).streams[stage]
+                    found.append((chosen, stages.first_change(group.shared, own, stream, self._texts, len(chosen))))
+            for chosen, first_changed in found:
+                real = chosen < len(cells)
+                columns[cells[chosen[real]]] = np.asarray(first_changed)[real]
+        return columns
+
+
+def _is_on_stream(route: Route) -> bool:
+    """Whether a cell edits the residual stream between two blocks and nothing else."""
+    return bool(route.entry) and not route.edited
 
 
 @dataclasses.dataclass(frozen=True)

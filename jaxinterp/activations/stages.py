@@ -276,18 +276,40 @@ def enter(
     Returns:
         The buffer.
     """
-    seq = buffer.shape[2]
-    start = clean.shape[1] - seq
-    inputs = texts.side_inputs(start)
-    entering = pz.nx.wrap(clean[:, start:], *STREAM)
+    entering = clean[:, clean.shape[1] - buffer.shape[2] :]
+    out = jax.vmap(lambda leaves: _edit(shared.joined(leaves), entering, texts), axis_size=len(cells))(own)
+    return buffer.at[cells].set(out, mode="drop")
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def first_change(shared: Shared, own: Leaves, clean: jax.Array, texts: Texts, count: int) -> jax.Array:
+    """The first column that edits of the residual stream between two blocks change in any text.
+
+    Args:
+        shared: As in `enter`.
+        own: As in `enter`.
+        clean: As in `enter`.
+        texts: Of all columns.
+        count: How many cells these are.
+
+    Returns:
+        Int [cell]; the number of columns where nothing is changed.
+    """
 
     def one(leaves: Leaves) -> jax.Array:
-        x = entering
-        for edit in shared.joined(leaves):
-            x = edit(x, **inputs)
-        return x.unwrap(*STREAM)
+        changed = (_edit(shared.joined(leaves), clean, texts) != clean).any(axis=(0, 2))
+        return jnp.where(changed.any(), jnp.argmax(changed), len(changed))
 
-    return buffer.at[cells].set(jax.vmap(one, axis_size=len(cells))(own), mode="drop")
+    return jax.vmap(one, axis_size=count)(own)
+
+
+def _edit(edits: tuple[pz.nn.Layer, ...], x: jax.Array, texts: Texts) -> jax.Array:
+    """What edits make of the residual stream x [batch, seq, embedding], the last columns of the texts."""
+    inputs = texts.side_inputs(texts.tokens.shape[1] - x.shape[1])
+    named = pz.nx.wrap(x, *STREAM)
+    for edit in edits:
+        named = edit(named, **inputs)
+    return named.unwrap(*STREAM)
 
 
 @functools.partial(jax.jit, donate_argnames="buffer")

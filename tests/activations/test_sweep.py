@@ -32,10 +32,10 @@ def difference(model, texts=TEXTS):
     return logits[:, 7] - logits[:, 9]
 
 
-def check_against_runs(model, cells, table, atol=5e-5):
-    values = table["value"].to_numpy().reshape(len(cells), len(TEXTS))
+def check_against_runs(model, cells, table, texts=TEXTS, atol=5e-5):
+    values = table["value"].to_numpy().reshape(len(cells), len(texts))
     for cell, found in zip(cells, values, strict=True):
-        np.testing.assert_allclose(found, difference(cell.edit(model)), atol=atol, err_msg=str(dict(cell.labels)))
+        np.testing.assert_allclose(found, difference(cell.edit(model), texts), atol=atol, err_msg=str(dict(cell.labels)))
 
 
 def mixed_cells(model, cache):
@@ -128,6 +128,34 @@ def test_only_the_blocks_and_columns_behind_an_edit_are_run(monkeypatch):
     ji.sweep(MODEL, [TEXTS[0]], cells, METRIC, progress=False)
     columns = [16 - at // (16 // STARTS) * (16 // STARTS) for at in [0, 5, 10, 15]]
     assert sum(taken) == sum((3 - layer) * column for layer in range(3) for column in columns)
+
+
+def test_a_patch_from_a_text_that_is_the_same_up_to_there_is_not_run(monkeypatch):
+    other = [*TEXTS[0][:9], 1 + TEXTS[0][9], *TEXTS[0][10:]]
+    _, cache = ji.run(MODEL, [other], sites=[ji.resid_pre()])
+    cells = ji.grid(
+        lambda lm, layer, at: ji.patch(lm, ji.resid_pre(layer), cache, at=ji.at(at)),
+        layer=range(3),
+        at=range(len(other)),
+    )
+    whole = ji.Cell({"layer": -1, "at": -1}, lambda lm: ji.patch(lm, ji.resid_pre(2), cache))
+    run = []
+
+    def counted(clean, routes, seq, sizes):
+        run.extend([seq] * len(routes))
+        return measure(clean, routes, seq, sizes)
+
+    measure = schedule.measure_buffer
+    monkeypatch.setattr(schedule, "measure_buffer", counted)
+    table = ji.sweep(MODEL, [TEXTS[0]], [*cells, whole], METRIC, progress=False)
+    step = 16 // STARTS
+    deeper = [at for at in range(9, 16) for _ in range(2)]
+    embedding_and_whole = [9, 9]
+    assert sorted(run) == sorted(16 - at // step * step for at in deeper + embedding_and_whole)
+    effects = table["effect"].to_numpy()[:-1].reshape(3, -1)
+    np.testing.assert_array_equal(effects[:, :9], 0)
+    assert (effects[:, 9:].any(axis=1)).all()
+    check_against_runs(MODEL, [*cells, whole], table, [TEXTS[0]])
 
 
 def test_layers_heads_and_scales_share_programs():
