@@ -35,7 +35,9 @@ def difference(model, texts=TEXTS):
 def check_against_runs(model, cells, table, texts=TEXTS, atol=5e-5):
     values = table["value"].to_numpy().reshape(len(cells), len(texts))
     for cell, found in zip(cells, values, strict=True):
-        np.testing.assert_allclose(found, difference(cell.edit(model), texts), atol=atol, err_msg=str(dict(cell.labels)))
+        np.testing.assert_allclose(
+            found, difference(cell.edit(model), texts), atol=atol, err_msg=str(dict(cell.labels))
+        )
 
 
 def mixed_cells(model, cache):
