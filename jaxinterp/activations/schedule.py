@@ -30,7 +30,7 @@ from jaxinterp.sites.selectors import Site
 from jaxinterp.sites.taps import Address
 
 STARTS = 4
-"""At how many columns, evenly spread over the text, cells may start; each is compiled for itself."""
+"""At how many columns, evenly spread over the text, cells may start, and at the last; each is compiled for itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +197,7 @@ class _UnderWay:
 
 def _round_down(columns: np.ndarray, length: int) -> np.ndarray:
     step = max(1, length // STARTS)
-    return columns // step * step
+    return np.where(columns == length - 1, columns, columns // step * step)
 
 
 def _buffers(
