@@ -2,6 +2,7 @@
 #   snakemake --profile workflows/profiles/local
 #   snakemake --profile workflows/profiles/local probing                      one experiment alone
 #   snakemake --profile workflows/profiles/local --configfile mine.yaml       other models or settings
+#   snakemake --profile workflows/profiles/local self_verification            every experiment of that paper
 #   snakemake --profile workflows/profiles/local benchmarks                   measure against the peers, on an idle machine
 from snakemake.utils import min_version
 
@@ -22,8 +23,13 @@ include: "workflows/rules/common.smk"
 include: "workflows/rules/models.smk"
 include: "workflows/experiments/alignment.smk"
 include: "workflows/experiments/steering.smk"
-include: "workflows/experiments/probing.smk"
-include: "workflows/experiments/ablation.smk"
+include: "workflows/experiments/self_verification.smk"
+
+
+# What `all` runs, in the order of its report.
+CHAIN = ["alignment", "steering", "verdicts", "probing", "ablation"]
+
+
 include: "workflows/rules/stages.smk"
 include: "workflows/rules/benchmarks.smk"
 
@@ -34,10 +40,7 @@ refuse_unknown_sections()
 rule all:
     default_target: True
     input:
-        rules.alignment.input,
-        rules.steering.input,
-        rules.probing.input,
-        rules.ablation.input,
+        expand("<results>/{stage}/{file}", stage=CHAIN, file=["table.csv", "figure.svg", "check.json"]),
         rules.models.input,
         page="<results>/report.html",
     localrule: True

@@ -192,7 +192,8 @@ def test_report_gathers_what_there_is(jaxinterp, tmp_path):
     artefacts.write_text("<!doctype html></script><p>tree of m", results / "models" / "m" / "tree.html")
     for name, text in (("workflow", "All of it."), ("x", "The *claim* of x.")):
         artefacts.write_text(text, tmp_path / "captions" / f"{name}.rst")
-    flags = ("--results", results, "--models", models, "--captions", tmp_path / "captions")
+    flags = ("--results", results, "--models", models / "m" / "source.json")
+    flags += ("--introduction", tmp_path / "captions" / "workflow.rst")
     status, _, err = jaxinterp("report", "x", *flags, "--output", results / "report.html")
     assert status == 0, err
     page = (results / "report.html").read_text()
@@ -200,6 +201,9 @@ def test_report_gathers_what_there_is(jaxinterp, tmp_path):
         assert part in page, part
     assert "</script><p>tree" not in page
     assert "1 of 2" in page
+    status, _, err = jaxinterp("claims", "x", "--results", results, "--output", results / "all.json")
+    assert status == 0 and "1 of 2 claims met" in err
+    assert [record["experiment"] for record in artefacts.read_json(results / "all.json")] == ["x", "x"]
     (results / "x" / "figure.svg").unlink()
     status, _, err = jaxinterp("report", "x", *flags, "--output", results / "again.html")
     assert status == 2

@@ -54,14 +54,16 @@ class Stage:
         return sum(claim["met"] for claim in self.claims)
 
 
-def render(results: str | Path, models: str | Path, experiments: Sequence[str], captions: str | Path) -> str:
+def render(
+    results: str | Path, models: Sequence[str | Path], experiments: Sequence[str], introduction: str | Path
+) -> str:
     """Gathers figures, claims, tables, captions, model pages and provenance into one HTML document.
 
     Args:
         results: The folder with one folder per experiment, and the pages of each model under `models/`.
-        models: The folder of fetched models, each with its `source.json`.
+        models: The `source.json` of each model that is shown, in a folder of the model's name.
         experiments: Experiments in the order in which they are shown.
-        captions: The folder of captions: `workflow.rst`, and one `.rst` per experiment.
+        introduction: The caption above them all; a `.rst` per experiment stands in the same folder.
 
     Returns:
         The document.
@@ -69,14 +71,14 @@ def render(results: str | Path, models: str | Path, experiments: Sequence[str], 
     Raises:
         ValueError: If an artefact is missing or damaged.
     """
-    results, captions = Path(results), Path(captions)
-    stages = [_stage(results / name, captions / f"{name}.rst") for name in experiments]
-    records = [_model(path, results / "models") for path in sorted(Path(models).glob("*/source.json"))]
+    results, introduction = Path(results), Path(introduction)
+    stages = [_stage(results / name, introduction.parent / f"{name}.rst") for name in experiments]
+    records = [_model(Path(path), results / "models") for path in models]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["number"] = _number
     template = resources.files("jaxinterp.figures") / "report.html.jinja"
     return environment.from_string(template.read_text(encoding="utf-8")).render(
-        introduction=_html(captions / "workflow.rst"), stages=stages, models=records
+        introduction=_html(introduction), stages=stages, models=records
     )
 
 

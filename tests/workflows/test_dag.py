@@ -20,7 +20,7 @@ from jaxinterp.tasks import concepts
 from jaxinterp.tasks.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("alignment", "steering", "probing", "ablation")
+STAGES = ("alignment", "steering", "verdicts", "probing", "ablation")
 
 
 def write_toy(folder, family, seed, extra):
@@ -90,6 +90,7 @@ def test_every_stage_leaves_its_artefacts(finished):
         assert claims
         for claim in claims:
             assert set(claim) == {"criterion", "paper", "ours", "low", "high", "n", "control", "met"}
+    assert not (finished / "results" / "units").exists(), "not part of the chain"
     arrays, provenance = artefacts.read_arrays(finished / "results" / "alignment" / "maps.safetensors")
     assert arrays["source to target/least_squares"].ndim == 2
     assert provenance["axes"]["source to target/least_squares"] == ["from_embedding", "to_embedding"]

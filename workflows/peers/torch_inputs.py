@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from protocol import Worker
+from protocol import Arrays, Worker
 
 
 class TorchInputs(Worker):
@@ -64,9 +64,20 @@ class TorchInputs(Worker):
             added[layer] = (scale.view(-1, 1, 1) * vector).to(self.dtype)
         return self.ids("w5_tokens").repeat(len(layers) * len(scales), 1), added
 
-    def as_grid(self, tokens: torch.Tensor) -> np.ndarray:
-        """New tokens of all rows, [layers, scales, new]."""
-        return tokens.cpu().numpy().reshape(len(self.inputs["w5_layers"]), len(self.inputs["w5_scales"]), -1)
+    def generate(self, tokens: torch.Tensor, added: dict[int, torch.Tensor]) -> torch.Tensor:
+        """Greedy continuation with something added after some layers, [rows, new]; each peer has its own way."""
+        raise NotImplementedError
+
+    def steered_text(self) -> Arrays:
+        """One continuation with a vector added after one layer."""
+        layer, added = self.steering()
+        return {"tokens": as_array(self.generate(self.ids("w5_tokens"), {layer: added}))}
+
+    def steered_grid(self) -> Arrays:
+        """All layers and scales as rows of one batch."""
+        rows, added = self.steering_rows()
+        shape = (len(self.inputs["w5_layers"]), len(self.inputs["w5_scales"]), -1)
+        return {"tokens": as_array(self.generate(rows, added)).reshape(shape)}
 
     def steering(self) -> tuple[int, torch.Tensor]:
         """The layer that is steered, and what is added there."""

@@ -166,14 +166,12 @@ class SightWorker(TorchInputs):
     @variant("w5_generate", "generate")
     def generate_steered(self) -> Arrays:
         """One continuation with a vector added after one layer."""
-        layer, added = self.steering()
-        return {"tokens": self.generate(self.ids("w5_tokens"), {layer: added}).numpy()}
+        return self.steered_text()
 
     @variant("w5_grid", "rows batched")
     def generate_grid(self) -> Arrays:
         """All layers and scales as rows of one batch."""
-        rows, added = self.steering_rows()
-        return {"tokens": self.as_grid(self.generate(rows, added))}
+        return self.steered_grid()
 
     @variant("w6_attribution", "backward")
     def attribute(self) -> Arrays:

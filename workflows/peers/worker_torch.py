@@ -188,32 +188,28 @@ class TorchWorker(TorchInputs):
             z[row, :, :, head] = 0
         return z.view(len(heads) * prompts, z.shape[2], -1)
 
-    def generate(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Greedy continuation, [rows, new]."""
+    def generate(self, tokens: torch.Tensor, added: dict[int, torch.Tensor]) -> torch.Tensor:
+        """Greedy continuation with something added after some layers, [rows, new]."""
         new = self.number("w5_new")
         self.model.generation_config.eos_token_id = None
         mask = torch.ones_like(tokens)
-        out = self.model.generate(tokens, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0)
+        hooks = [
+            self.layers[layer].register_forward_hook(lambda _, __, out, vector=vector: out + vector)
+            for layer, vector in added.items()
+        ]
+        with removing(hooks):
+            out = self.model.generate(tokens, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0)
         return out[:, tokens.shape[1] :]
 
     @variant("w5_generate", "hook")
     def generate_steered(self) -> Arrays:
         """One continuation with a vector added after one layer."""
-        layer, added = self.steering()
-        hook = self.layers[layer].register_forward_hook(lambda _, __, out: out + added)
-        with removing([hook]):
-            return {"tokens": as_array(self.generate(self.ids("w5_tokens")))}
+        return self.steered_text()
 
     @variant("w5_grid", "rows batched")
     def generate_grid(self) -> Arrays:
         """All layers and scales as rows of one batch."""
-        rows, steering = self.steering_rows()
-        hooks = [
-            self.layers[layer].register_forward_hook(lambda _, __, out, added=added: out + added)
-            for layer, added in steering.items()
-        ]
-        with removing(hooks):
-            return {"tokens": self.as_grid(self.generate(rows))}
+        return self.steered_grid()
 
     @variant("w6_forward")
     def forward_pairs(self) -> Arrays:

@@ -59,6 +59,11 @@ def text_digest(*paths):
     return hashlib.sha256("".join(path.read_text() for path in paths).encode()).hexdigest()[:12]
 
 
+def models_of(experiments):
+    """The models that some experiments use, each once."""
+    return list(dict.fromkeys(model for name in experiments for model in config[name]["models"].values()))
+
+
 def model_records(name):
     """The files that say what each model of an experiment is, by role."""
     return {role: f"<resources>/models/{model}/source.json" for role, model in config[name]["models"].items()}
@@ -67,6 +72,11 @@ def model_records(name):
 def model_flags(name):
     """What goes behind --model: ROLE=RECORD for each role."""
     return lambda wildcards, input: [f"{role}={input[role]}" for role in config[name]["models"]]
+
+
+def input_flags(inputs):
+    """What other experiments made, as --input NAME=PATH for each."""
+    return lambda wildcards, input: ["--input", *(f"{name}={input[name]}" for name in inputs)] if inputs else []
 
 
 wildcard_constraints:

