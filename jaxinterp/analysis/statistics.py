@@ -87,6 +87,36 @@ def bootstrap(
     return float(low), float(high)
 
 
+def bootstrap_means(values: np.ndarray, seed: int, n: int = 2000, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap intervals of many means over the same examples, in one product.
+
+    Args:
+        values: One row per independent example, [example, ...]; all columns are drawn together.
+        seed: Of the random numbers.
+        n: How many resamples.
+        level: Coverage.
+
+    Returns:
+        Lower and upper ends, each [...].
+
+    Raises:
+        ValueError: If there are no examples.
+
+    >>> low, high = bootstrap_means(np.stack([np.arange(100.0), np.ones(100)], axis=1), seed=0)
+    >>> bool(low[0] < 49.5 < high[0]), float(low[1]), float(high[1])
+    (True, 1.0, 1.0)
+    """
+    values = np.asarray(values, float)
+    count = len(values)
+    if count == 0:
+        raise ValueError("no examples to draw from; pass at least one row")
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n)
+    tail = 100 * (1 - level) / 2
+    ends = np.percentile(drawn @ values.reshape(count, -1) / count, [tail, 100 - tail], axis=0)
+    low, high = ends.reshape(2, *values.shape[1:])
+    return low, high
+
+
 def permutation_p(observed: float, null: np.ndarray, alternative: Alternative = "greater") -> float:
     """p-value of a statistic against its values under permuted labels.
 
@@ -110,3 +140,41 @@ def permutation_p(observed: float, null: np.ndarray, alternative: Alternative = 
         return permutation_p(abs(observed - centre), np.abs(null - centre))
     extreme = null >= observed if alternative == "greater" else null <= observed
     return float((1 + extreme.sum()) / (1 + len(null)))
+
+
+def rank_correlation(
+    first: np.ndarray, second: np.ndarray, seed: int, n: int = 2000
+) -> tuple[float, float, float, float]:
+    """Spearman's correlation of two numbers of the same things.
+
+    Args:
+        first: One number for each, [thing].
+        second: The other, [thing].
+        seed: Of the random numbers.
+        n: How many resamples, and how many permutations.
+
+    Returns:
+        The correlation; its bootstrap interval over things, lower and upper end; and the two-sided p-value under
+        permutations of `second`. Without any spread in either the correlation is 0, the interval (-1, 1) and p = 1.
+
+    >>> rank_correlation(np.arange(9.0), np.arange(9.0) ** 3, seed=0)[0]
+    1.0
+    """
+    ranks = np.stack([stats.rankdata(first), stats.rankdata(second)], axis=1)
+    value = _spearman(ranks)
+    if np.isnan(value):
+        return 0.0, -1.0, 1.0, 1.0
+    low, high = bootstrap(ranks, seed, _spearman, n)
+    rng = np.random.default_rng(seed)
+    centred = ranks - ranks.mean(axis=0)
+    size = np.sqrt(np.square(centred).sum(axis=0).prod())
+    null = np.array([centred[:, 0] @ rng.permutation(centred[:, 1]) for _ in range(n)]) / size
+    return value, low, high, permutation_p(abs(value), np.abs(null))
+
+
+def _spearman(pairs: np.ndarray) -> float:
+    """Of rows of two numbers; NaN where one of them has no spread."""
+    ranks = stats.rankdata(pairs, axis=0)
+    ranks -= ranks.mean(axis=0)
+    size = np.sqrt(np.square(ranks).sum(axis=0).prod())
+    return float(ranks[:, 0] @ ranks[:, 1] / size) if size > 0 else float("nan")

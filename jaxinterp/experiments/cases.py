@@ -323,3 +323,14 @@ def mean(numbers: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """
     low, high = statistics.bootstrap(numbers, seed)
     return {"value": float(np.mean(numbers)), "low": low, "high": high, "n": len(numbers)}
+
+
+def means(numbers: np.ndarray, seed: int = 0) -> list[dict[str, Any]]:
+    """As `mean`, of every column of [case, column], drawing the same cases for all columns.
+
+    >>> means(np.array([[1.0, 0.0], [1.0, 0.0]]))[1]
+    {'value': 0.0, 'low': 0.0, 'high': 0.0, 'n': 2}
+    """
+    low, high = statistics.bootstrap_means(numbers, seed)
+    rows = zip(numbers.mean(axis=0, dtype=float), low, high, strict=True)
+    return [dict(zip(("value", "low", "high"), map(float, row), strict=True)) | {"n": len(numbers)} for row in rows]
