@@ -49,7 +49,7 @@ def cosines(vectors: np.ndarray, directions: np.ndarray) -> np.ndarray:
     Returns:
         [..., layer, unit].
     """
-    return np.einsum("...d,lud->...lu", _unit(directions), _unit(vectors))
+    return np.tensordot(_unit(directions), _unit(vectors), axes=(-1, -1))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
