@@ -121,7 +121,7 @@ def composition_scores(model: LanguageModel, draws: int = 2, seed: int = 0) -> p
         raise ValueError("a model of one layer has no head that reads another; composition needs two layers")
     if draws < 1:
         raise ValueError("composition scores need at least one rotated draw to compare with; pass draws=1 or more")
-    written, read = _sides(_factors(model, range(architecture.layers)))
+    written, read = _sides(head_factors(model, range(architecture.layers)))
     width = architecture.embedding
     rotations = jax.vmap(lambda key: jax.random.orthogonal(key, width))(jax.random.split(jax.random.key(seed), draws))
     layers = np.array([(reader, writer) for reader in range(architecture.layers) for writer in range(reader)])
@@ -154,10 +154,10 @@ def copying_scores(model: LanguageModel, draws: int = 4, seed: int = 0) -> pl.Da
     if draws < 1:
         raise ValueError("copying scores need at least one rotated draw to compare with; pass draws=1 or more")
     weights, architecture = model.weights(), model.architecture
-    factors = _factors(model, range(architecture.layers))
+    factors = head_factors(model, range(architecture.layers))
     embed = weights["W_E"].astype(jnp.float32)
     unembed = embed if architecture.tied else weights["W_U"].astype(jnp.float32)
-    through = embed.T @ _read_through(unembed, weights["ln_final.w"], model)
+    through = embed.T @ read_through(unembed, weights["ln_final.w"], model)
     keys = jax.random.split(jax.random.key(seed), draws)
     turns = [jnp.eye(architecture.embedding)] + [jax.random.orthogonal(key, architecture.embedding) for key in keys]
     scores = np.stack([_copying(factors, through @ turn) for turn in turns])
@@ -179,11 +179,19 @@ def _one_head(model: LanguageModel, layer: int, head: int) -> dict[str, np.ndarr
     layers, heads = model.architecture.layers, model.architecture.heads
     if not -layers <= layer < layers or not 0 <= head < heads:
         raise ValueError(f"there is no head {head} of layer {layer}; this model has {layers} layers of {heads} heads")
-    return {name: np.asarray(array[0, head]) for name, array in _factors(model, [layer % layers]).items()}
+    return {name: np.asarray(array[0, head]) for name, array in head_factors(model, [layer % layers]).items()}
 
 
-def _factors(model: LanguageModel, layers: Iterable[int]) -> dict[str, jax.Array]:
-    """Q, K, V [layer, head, projection, embedding] and O [layer, head, embedding, projection] of some layers."""
+def head_factors(model: LanguageModel, layers: Iterable[int]) -> dict[str, jax.Array]:
+    """What surrounds the heads of some layers, folded into their factors.
+
+    Args:
+        model: The model; edits are not weights and are left out.
+        layers: Block indices, not negative.
+
+    Returns:
+        `"Q"`, `"K"`, `"V"` [layer, head, projection, embedding] and `"O"` [layer, head, embedding, projection].
+    """
     architecture, weights = model.architecture, model.weights()
     group = architecture.heads // architecture.kv_heads
     parts: dict[str, list[jax.Array]] = {name: [] for name in "QKVO"}
@@ -194,7 +202,7 @@ def _factors(model: LanguageModel, layers: Iterable[int]) -> dict[str, jax.Array
             if name.startswith(f"blocks.{layer}.")
         }
         for name in "QKV":
-            reading = _read_through(own[f"W_{name}"], own["ln_attn.w"], model)
+            reading = read_through(own[f"W_{name}"], own["ln_attn.w"], model)
             if architecture.qk_norm and name in "QK":
                 reading = reading * (own[f"{name.lower()}_norm.w"] + architecture.norm_offset)[:, None]
             parts[name].append(reading if name == "Q" else jnp.repeat(reading, group, axis=0))
@@ -205,8 +213,17 @@ def _factors(model: LanguageModel, layers: Iterable[int]) -> dict[str, jax.Array
     return {name: jnp.stack(arrays) for name, arrays in parts.items()}
 
 
-def _read_through(matrix: jax.Array, gain: jax.Array, model: LanguageModel) -> jax.Array:
-    """A matrix [..., embedding] that reads through a norm, as one that reads the residual over its denominator."""
+def read_through(matrix: jax.Array, gain: jax.Array, model: LanguageModel) -> jax.Array:
+    """A matrix that reads through a norm, as one that reads the residual stream over the norm's denominator.
+
+    Args:
+        matrix: [..., embedding].
+        gain: The norm's weight, [embedding].
+        model: The model, whose norms these are.
+
+    Returns:
+        [..., embedding].
+    """
     read = matrix * (gain.astype(jnp.float32) + model.architecture.norm_offset)
     return read - read.mean(axis=-1, keepdims=True) if model.architecture.norm == "layer" else read
 

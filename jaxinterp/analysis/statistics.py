@@ -142,13 +142,32 @@ def permutation_p(observed: float, null: np.ndarray, alternative: Alternative = 
     return float((1 + extreme.sum()) / (1 + len(null)))
 
 
-def rank_correlation(
-    first: np.ndarray, second: np.ndarray, seed: int, n: int = 2000
-) -> tuple[float, float, float, float]:
-    """Spearman's correlation of two numbers of the same things.
+def spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's rank correlation of two numbers of the same things, ties given their mean rank.
 
     Args:
         first: One number for each, [thing].
+        second: The other, [thing].
+
+    Returns:
+        The correlation; NaN where one of them has no spread.
+
+    >>> spearman(np.arange(9.0), -np.arange(9.0) ** 3)
+    -1.0
+    """
+    ranks = stats.rankdata(np.stack([first, second]), axis=1)
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    size = np.sqrt(np.square(ranks).sum(axis=1).prod())
+    return float(ranks[0] @ ranks[1] / size) if size > 0 else float("nan")
+
+
+def rank_correlation(
+    first: np.ndarray, second: np.ndarray, seed: int, n: int = 2000
+) -> tuple[float, float, float, float]:
+    """Spearman's correlation with its interval and a test.
+
+    Args:
+        first: One number for each thing, [thing].
         second: The other, [thing].
         seed: Of the random numbers.
         n: How many resamples, and how many permutations.
@@ -160,21 +179,13 @@ def rank_correlation(
     >>> rank_correlation(np.arange(9.0), np.arange(9.0) ** 3, seed=0)[0]
     1.0
     """
-    ranks = np.stack([stats.rankdata(first), stats.rankdata(second)], axis=1)
-    value = _spearman(ranks)
+    value = spearman(first, second)
     if np.isnan(value):
         return 0.0, -1.0, 1.0, 1.0
-    low, high = bootstrap(ranks, seed, _spearman, n)
+    low, high = bootstrap(np.stack([first, second], axis=1), seed, lambda rows: spearman(*rows.T), n)
+    ranks = stats.rankdata(np.stack([first, second]), axis=1)
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    size = np.sqrt(np.square(ranks).sum(axis=1).prod())
     rng = np.random.default_rng(seed)
-    centred = ranks - ranks.mean(axis=0)
-    size = np.sqrt(np.square(centred).sum(axis=0).prod())
-    null = np.array([centred[:, 0] @ rng.permutation(centred[:, 1]) for _ in range(n)]) / size
+    null = np.array([ranks[0] @ rng.permutation(ranks[1]) for _ in range(n)]) / size
     return value, low, high, permutation_p(abs(value), np.abs(null))
-
-
-def _spearman(pairs: np.ndarray) -> float:
-    """Of rows of two numbers; NaN where one of them has no spread."""
-    ranks = stats.rankdata(pairs, axis=0)
-    ranks -= ranks.mean(axis=0)
-    size = np.sqrt(np.square(ranks).sum(axis=0).prod())
-    return float(ranks[:, 0] @ ranks[:, 1] / size) if size > 0 else float("nan")

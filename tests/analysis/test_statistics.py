@@ -44,3 +44,18 @@ def test_permutation_p_is_uniform_under_the_null_and_small_under_an_effect():
     assert statistics.permutation_p(9.0, null) == pytest.approx(0.001)
     assert statistics.permutation_p(-9.0, null) == 1.0
     assert statistics.permutation_p(-9.0, null, "less") == statistics.permutation_p(-9.0, null, "two-sided")
+
+
+def test_rank_correlation_agrees_with_scipy_ties_and_all():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 5, 40), rng.normal(size=40)
+    value, low, high, p = statistics.rank_correlation(first, second, seed=0)
+    expected = stats.spearmanr(first, second)
+    assert value == pytest.approx(expected.statistic, abs=1e-12)
+    assert low < value < high
+    assert p == pytest.approx(expected.pvalue, abs=0.05)
+    assert statistics.rank_correlation(second, second, seed=0)[3] == pytest.approx(1 / 2001)
+
+
+def test_rank_correlation_of_what_does_not_vary_is_none():
+    assert statistics.rank_correlation(np.zeros(5), np.arange(5.0), seed=0) == (0.0, -1.0, 1.0, 1.0)
