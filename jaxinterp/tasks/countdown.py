@@ -11,8 +11,9 @@ A trace starts with the prompt and lists attempts, one a line, until one of them
     </think>
     <answer> 71 - 31 - 12 </answer>
 
-This module draws and splits problems, and writes, parses and scores traces; `jaxinterp.tasks.verification` finds the
-tokens at which a trace is verified. Neither sees a model.
+Other traces may stand in front of it, as examples of the form (`jaxinterp.tasks.worked_examples`): the last prompt in
+a text is the one that counts. This module draws and splits problems, and writes, parses and scores traces;
+`jaxinterp.tasks.verification` finds the tokens at which a trace is verified. None of them sees a model.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ Span = tuple[int, int]
 POSITIVE = ("this works", "success", "correct", "yes", "exactly", "found")
 NEGATIVE = ("incorrect", "wrong", "no", "fail", "different")
 _PREAMBLE_END = "Let's try different"
-_PROBLEM = re.compile(r"Using the numbers \[([\d, ]+)\], create an equation that equals (\d+)\.\n")
+_PROBLEM = re.compile(r"Using the numbers \[(\d+(?:, \d+)*)\], create an equation that equals (\d+)\.\n")
 _ATTEMPT = re.compile(r"\n- (?P<chain>[^(\n]+) = (?P<result>-?\d+)(?P<open> \()(?P<verdict>[^)\n]+)\)")
 _MENTION = re.compile(r"that equals (\d+)\.\n|We need (\d+)\.|\(not (\d+)\)")
+_CHAIN = re.compile(r"\d+(?: [-+*/] \d+)*")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _OPERATORS: dict[type, Callable] = {
     ast.Add: operator.add,
@@ -108,7 +110,8 @@ class Trace:
     """A parsed trace.
 
     Attributes:
-        text: Prompt and response.
+        text: Prompt and response, and what stands in front of them.
+        start: Character at which the prompt starts.
         problem: What was asked.
         mentions: Characters of each printed target: in the prompt, in the preamble, and in `(not T)`.
         preamble_end: Character at which the search starts.
@@ -117,6 +120,7 @@ class Trace:
     """
 
     text: str
+    start: int
     problem: Problem
     mentions: tuple[Span, ...]
     preamble_end: int
@@ -161,16 +165,19 @@ def chain(expression: str) -> tuple[str, ...]:
         expression: Numbers and operators separated by spaces.
 
     Returns:
-        What is left after each operation; the last one is the result. Empty where a division is not exact.
+        What is left after each operation; the last one is the result. Empty where a division is not exact, and for
+        what is no such expression.
 
     >>> chain("31 + 12 - 71")
     ('43 - 71', '-28')
     """
+    if not _CHAIN.fullmatch(expression):
+        return ()
     value, *rest = expression.split(" ")
     running, steps = Fraction(value), []
     while rest:
         symbol, number, *rest = rest
-        if symbol not in _SYMBOLS or (symbol == "/" and int(number) == 0):
+        if symbol == "/" and int(number) == 0:
             return ()
         running = _SYMBOLS[symbol](running, int(number))
         if running.denominator != 1:
@@ -189,7 +196,7 @@ def write(problem: Problem, expressions: Sequence[str]) -> str:
     Returns:
         Prompt and response.
     """
-    lines = [problem.prompt, f"We need {problem.target}. {_PREAMBLE_END} combinations:"]
+    lines = [problem.prompt, preamble(problem)]
     for expression in expressions:
         steps = chain(expression)
         verdict = "this works" if steps[-1] == str(problem.target) else f"not {problem.target}"
@@ -200,25 +207,32 @@ def write(problem: Problem, expressions: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def preamble(problem: Problem) -> str:
+    """The first line of a response, in front of the attempts."""
+    return f"We need {problem.target}. {_PREAMBLE_END} combinations:"
+
+
 def parse(text: str) -> Trace:
     """Read a trace.
 
     Args:
-        text: Prompt and response; the response may be cut anywhere.
+        text: Prompt and response; the response may be cut anywhere. Of several prompts the last one counts, and what
+            stands in front of it is not read.
 
     Returns:
         The parsed trace. Lines that are not attempts in the grammar are skipped.
 
     Raises:
-        ValueError: If the text does not start with a CountDown prompt.
+        ValueError: If the text has no CountDown prompt.
     """
-    asked = _PROBLEM.match(text)
+    asked = _last_prompt(text)
     if asked is None:
-        raise ValueError(f"{text[:60]!r} does not start with a CountDown prompt ('Using the numbers [a, b, c], ...')")
+        raise ValueError(f"{text[:60]!r} has no CountDown prompt ('Using the numbers [a, b, c], ...')")
+    start = asked.start()
     problem = Problem(tuple(int(number) for number in asked[1].split(", ")), int(asked[2]))
-    mentions = [match.span(match.lastindex or 0) for match in _MENTION.finditer(text)]
+    mentions = [match.span(match.lastindex or 0) for match in _MENTION.finditer(text, start)]
     attempts = []
-    for line in _ATTEMPT.finditer(text):
+    for line in _ATTEMPT.finditer(text, start):
         verdict = line["verdict"]
         valid = verdict in POSITIVE
         if not valid and verdict not in NEGATIVE and not re.fullmatch(r"not -?\d+", verdict):
@@ -233,10 +247,11 @@ def parse(text: str) -> Trace:
             open=line.start("open"),
         )
         attempts.append(attempt)
-    answers = _ANSWER.findall(text)
-    preamble_end = text.find(_PREAMBLE_END)
+    answers = _ANSWER.findall(text, start)
+    preamble_end = text.find(_PREAMBLE_END, start)
     return Trace(
         text=text,
+        start=start,
         problem=problem,
         mentions=tuple(span for span in mentions if int(text[slice(*span)]) == problem.target),
         preamble_end=len(text) if preamble_end < 0 else preamble_end,
@@ -245,17 +260,23 @@ def parse(text: str) -> Trace:
     )
 
 
+def _last_prompt(text: str) -> re.Match[str] | None:
+    *_, last = (None, *_PROBLEM.finditer(text))
+    return last
+
+
 def score(text: str, problem: Problem) -> float:
     """Reward of a response: 1 for a correct answer, 0.1 for a wrong one, 0 for none.
 
     Args:
-        text: Prompt and response, or the response alone; the last answer tag counts.
+        text: Prompt and response, or the response alone; the last answer tag counts, behind the last prompt.
         problem: What was asked.
 
     Returns:
         1.0, 0.1 or 0.0. Correct means that each number is used exactly once and the value is the target.
     """
-    answers = _ANSWER.findall(text)
+    asked = _last_prompt(text)
+    answers = _ANSWER.findall(text, asked.start() if asked else 0)
     if not answers:
         return 0.0
     used = sorted(int(number) for number in re.findall(r"\d+", answers[-1]))

