@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -103,7 +103,8 @@ def load(
     """
     rows = table.filter((pl.col("split") == split) & pl.col("chosen"))
     kinds = (True, False) if valid is None else (valid,)
-    chosen = [row for kind in kinds for row in rows.filter(pl.col("valid") == kind).head(most).iter_rows(named=True)]
+    kept = [rows.filter(pl.col("valid") == kind)[:most] for kind in kinds]
+    chosen = [row for some in kept for row in some.iter_rows(named=True)]
     if not chosen:
         kind = "" if valid is None else "accepted " if valid else "rejected "
         raise ValueError(
@@ -135,7 +136,7 @@ def load_pairs(
         raise ValueError("the table of verdicts has no minimal pairs; use a model that writes CountDown traces")
     pairs = []
     for written_valid in (True, False):
-        for row in rows.filter(pl.col("valid") == written_valid).head(most).iter_rows(named=True):
+        for row in rows.filter(pl.col("valid") == written_valid)[:most].iter_rows(named=True):
             own = make(model, row["prefix"], row["valid"], row["problem"])
             twin = make(model, row["twin"], not row["valid"], row["problem"])
             pairs.append((own, twin) if own.valid else (twin, own))
@@ -194,6 +195,7 @@ def sweep(
     cases: Sequence[Case],
     cells: Callable[[Group], Sequence[ji.Cell]],
     metric: Any,
+    most: int | None = None,
 ) -> pl.DataFrame:
     """Measures edits on every case; the metric is that of the token that follows `" ("`.
 
@@ -203,13 +205,14 @@ def sweep(
         cells: Edits for a group of cases, with the same labels for each group; whatever holds numbers for every case,
             such as a cache, is of the group's rows.
         metric: As in `ji.sweep`; such as `margin(model)`.
+        most: Most cases in a group, where the cells hold large numbers for every case.
 
     Returns:
         As from `ji.sweep`, with the index of the case in `case` instead of `prompt`: all cases of the first cell, then
         all of the second, and so on.
     """
     parts = []
-    for group in grouped(cases):
+    for group in grouped(cases, most):
         table = ji.sweep(model, group.ids, cells(group), metric, group.mask, progress=False)
         order = pl.Series("case", group.order)
         count = len(group.cases)
@@ -241,23 +244,46 @@ def read(
         Site name -> [layer, case, ...] ([1, case, ...] for a site without layers), the axes after that those of the
         site without `seq`; the key axis of an attention pattern counts from the end: its last entry is `" ("`.
     """
-    found: dict[str, np.ndarray] = {}
+    return read_at(model, cases, sites, {place: [case.token(place) for case in cases]})[place]
+
+
+def read_at(
+    model: LanguageModel, cases: Sequence[Case], sites: Sequence[ji.Site], tokens: Mapping[str, Sequence[int]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """As `read`, at several tokens of every case in one pass.
+
+    Args:
+        model: The model.
+        cases: The cases.
+        sites: What to read.
+        tokens: Name -> index of a token in each case.
+
+    Returns:
+        Name -> site name -> array, as from `read`.
+    """
+    found: dict[str, dict[str, np.ndarray]] = {name: {} for name in tokens}
     for group in grouped(cases, _READ_AT_ONCE):
         _, cache = ji.run(model, group.ids, group.mask, sites=list(sites), logits=None)
         rows = np.arange(len(group.cases))
-        columns = group.columns(place)
-        for name in dict.fromkeys(address[0] for address in cache):
-            layers = [address for address in cache if address[0] == name]
-            for index, address in enumerate(layers):
-                here = _at(cache[address], name, rows, columns)
-                if name not in found:
-                    found[name] = np.zeros((len(layers), len(cases), *here.shape[1:]), here.dtype)
-                array = found[name]
-                if name in ("pattern", "attn_scores") and array.shape[-1] < here.shape[-1]:
-                    wider = [(0, 0)] * (array.ndim - 1) + [(here.shape[-1] - array.shape[-1], 0)]
-                    array = found[name] = np.pad(array, wider)
-                array[index, group.order, ..., array.shape[-1] - here.shape[-1] :] = here
+        for name, indices in tokens.items():
+            columns = np.asarray(indices)[group.order] + group.pads
+            for site in dict.fromkeys(address[0] for address in cache):
+                layers = [address for address in cache if address[0] == site]
+                for index, address in enumerate(layers):
+                    here = _at(cache[address], site, rows, columns)
+                    _put(found[name], site, here, index, group.order, (len(layers), len(cases)))
     return found
+
+
+def _put(
+    found: dict[str, np.ndarray], site: str, here: np.ndarray, index: int, order: np.ndarray, shape: tuple[int, int]
+) -> None:
+    """Puts what some cases have in one layer where it belongs; the key axis of attention grows at its front."""
+    array = found[site] if site in found else np.zeros((*shape, *here.shape[1:]), here.dtype)
+    if site in ("pattern", "attn_scores") and array.shape[-1] < here.shape[-1]:
+        array = np.pad(array, [(0, 0)] * (array.ndim - 1) + [(here.shape[-1] - array.shape[-1], 0)])
+    array[index, order, ..., array.shape[-1] - here.shape[-1] :] = here
+    found[site] = array
 
 
 def _at(array: np.ndarray, name: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
