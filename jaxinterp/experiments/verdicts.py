@@ -20,7 +20,7 @@ from jaxinterp.experiments import cases
 from jaxinterp.experiments.claims import Claim
 from jaxinterp.figures import verdict_counts
 from jaxinterp.models.language_model import LanguageModel
-from jaxinterp.tasks import countdown, verification
+from jaxinterp.tasks import countdown, verification, worked_examples
 
 PAPER = "lee2025selfverification"
 
@@ -41,7 +41,10 @@ _SCHEMA = {
     "solved": pl.Boolean,
     "finished": pl.Boolean,
 }
-_ENDINGS = ("</answer>",)
+_ENDINGS = ("\n\n", "Using the numbers")
+_ANSWERED = "</answer>"
+_PATIENCE = 256
+"""Problems after which a model that has accepted nothing is given up."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class Config:
     """At most this many rejected attempts are drawn from one trace for training."""
     max_new_tokens: int = 200
     """Cap on a response, in tokens: about six attempts and the answer."""
+    shots: int = 0
+    """Worked traces of the training split in front of every problem, for a model that was not trained on the task."""
     batch_size: int = 64
     """Problems at a time."""
     seed: int = 0
@@ -85,52 +90,79 @@ def run(config: Config, models: Mapping[str, LanguageModel]) -> pl.DataFrame:
         `solved` (the answer is right) and `finished` (it has attempts and an answer).
 
     Raises:
-        ValueError: The model's tokenizer has no verdict tokens, or the model accepted too few attempts.
+        ValueError: The model's tokenizer has no verdict tokens, a split is to be empty, or the model accepted too few
+            attempts to fill both the selection and the evaluation.
     """
     model = models["model"]
-    verification.verdict_tokens(model.require_tokenizer())
+    verification.verdict_tokens(model.require_tokenizer(), model.source)
+    for split in ("selection", "evaluation"):
+        if getattr(config, split) < 1:
+            raise ValueError(
+                f"verdicts: {split} is {getattr(config, split)}, which leaves no accepted attempts to "
+                f"{'choose on' if split == 'selection' else 'evaluate'}; set it to at least 1 (300 in the paper)"
+            )
     rng = np.random.default_rng(config.seed)
+    examples = worked_examples.draw(config.shots, config.seed)
     test = countdown.eval_problems()
     test = [test[index] for index in rng.permutation(len(test))]
-    rows = _solve(model, countdown.draw_problems("validation", config.training, config.seed), config, 0)
-    for row in rows:
-        row["split"] = "training"
-    asked, first = 0, config.training
+    rows: list[dict[str, Any]] = []
+    asked, accepted, first = 0, 0, config.training
     for split, wanted in (("selection", config.selection), ("evaluation", config.evaluation)):
         solved = 0
-        while solved < wanted and asked < len(test):
+        while solved < wanted and asked < len(test) and (accepted or solved or asked < _PATIENCE):
             more = test[asked : asked + min(max(wanted - solved, 8), 2 * config.batch_size)]
             _LOG.info("%s: %d of %d traces with an accepted attempt", split, solved, wanted)
-            for row in _solve(model, more, config, first + asked):
-                solved += row["valid"] is True
+            for row in _solve(model, more, examples, config, first + asked):
+                solved += row.get("valid") is True
                 rows.append(row | {"split": split})
             asked += len(more)
+        accepted += solved
         if not solved:
-            raise ValueError(
-                f"{model.source} accepted an attempt in none of {asked} CountDown problems; pass a model that was "
-                "trained on this task and says 'this works'"
-            )
-    for row in _solve(model, test[asked : asked + config.pairs], config, first + asked):
+            raise ValueError(_too_few(model, config, split, asked, accepted))
+        if solved < wanted:
+            _LOG.warning("%s: only %d of %d traces; the test problems are used up", split, solved, wanted)
+    for row in _solve(model, test[asked : asked + config.pairs], examples, config, first + asked):
         chooses = row["problem"] < first + asked + min(_PAIRS_TO_CHOOSE, config.pairs // 4)
         rows.append(row | {"split": "pairs, selection" if chooses else "pairs"})
+    training = countdown.draw_problems("validation", config.training, config.seed)
+    rows = [row | {"split": "training"} for row in _solve(model, training, examples, config, 0)] + rows
     _choose(rows, config, rng)
     return pl.DataFrame(rows, schema=_SCHEMA)
 
 
+def _too_few(model: LanguageModel, config: Config, split: str, asked: int, accepted: int) -> str:
+    if accepted:
+        return (
+            f"{model.source} accepted an attempt in {accepted} of {asked} CountDown problems, all of which are in the "
+            f"selection, so that the {split} is empty; set selection to {accepted // 2 or 1} at most"
+        )
+    fix = "raise shots or max_new_tokens" if config.shots else "set shots to 4, say, if it is a general model"
+    return (
+        f"{model.source} never says 'this works': it accepted an attempt in none of {asked} CountDown problems; {fix}, "
+        "or pass one that was trained on this task, such as builtin:countdown-6m-grpo"
+    )
+
+
 def _solve(
-    model: LanguageModel, problems: Sequence[countdown.Problem], config: Config, first: int
+    model: LanguageModel,
+    problems: Sequence[countdown.Problem],
+    examples: Sequence[str],
+    config: Config,
+    first: int,
 ) -> list[dict[str, Any]]:
-    """One row per attempt, at most one accepted attempt a trace: a trace ends with it."""
+    """One row per attempt, up to the accepted one of each trace."""
     rows: list[dict[str, Any]] = []
     for start in range(0, len(problems), config.batch_size):
         some = problems[start : start + config.batch_size]
-        prompts = [problem.prompt for problem in some]
+        prompts = [worked_examples.prompt(problem, examples) for problem in some]
         responses = generate(model, prompts, max_new_tokens=config.max_new_tokens, stop=_ENDINGS)
-        for number, (problem, response) in enumerate(zip(some, responses, strict=True)):
-            trace = countdown.parse(problem.prompt + response)
+        for number, (problem, prompt, response) in enumerate(zip(some, prompts, responses, strict=True)):
+            answer, closed, _ = response.partition(_ANSWERED)
+            trace = countdown.parse(prompt + answer + closed)
+            ending = next((index for index, attempt in enumerate(trace.attempts) if attempt.valid), len(trace.attempts))
             whole = {
                 "problem": first + start + number,
-                "solved": countdown.score(problem.prompt + response, problem) == 1.0,
+                "solved": countdown.score(trace.text, problem) == 1.0,
                 "finished": bool(trace.attempts) and trace.answer is not None,
             }
             rows += [
@@ -143,7 +175,7 @@ def _solve(
                     "chosen": False,
                     "prefix": trace.text[: attempt.open] + verification.OPEN,
                 }
-                for index, attempt in enumerate(trace.attempts)
+                for index, attempt in enumerate(trace.attempts[: ending + 1])
             ] or [whole]
     return rows
 
