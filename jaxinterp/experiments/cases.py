@@ -282,7 +282,10 @@ def _put(
     array = found[site] if site in found else np.zeros((*shape, *here.shape[1:]), here.dtype)
     if site in ("pattern", "attn_scores") and array.shape[-1] < here.shape[-1]:
         array = np.pad(array, [(0, 0)] * (array.ndim - 1) + [(here.shape[-1] - array.shape[-1], 0)])
-    array[index, order, ..., array.shape[-1] - here.shape[-1] :] = here
+    if here.ndim == 1:
+        array[index, order] = here
+    else:
+        array[index, order, ..., array.shape[-1] - here.shape[-1] :] = here
     found[site] = array
 
 
