@@ -182,6 +182,20 @@ def bytes_fixed(architecture: Architecture, itemsize: int = 4) -> int:
     return architecture.layers * architecture.embedding * architecture.neurons * max(itemsize, 4)
 
 
+def bytes_cached(architecture: Architecture, seq: int, itemsize: int = 4) -> int:
+    """Bytes of the keys and values that generation keeps of one row.
+
+    Args:
+        architecture: Of the model.
+        seq: Tokens of prompt and response, padding included.
+        itemsize: Bytes of a number of the model.
+
+    Returns:
+        Two arrays [seq, kv_head, projection] for each layer.
+    """
+    return 2 * architecture.layers * seq * architecture.kv_heads * architecture.projection * itemsize
+
+
 def rows_that_fit(per_row: int, memory: int | None = None, most: int = 64, fixed: int = 0) -> int:
     """How many rows to take at a time.
 
