@@ -260,7 +260,9 @@ def _of_programs(model: LanguageModel, seq: int) -> list[tuple]:
 def _held(architecture: Architecture, total: int, devices: int, itemsize: int) -> dict[Layout, int]:
     """Bytes of weights on each device in every layout."""
     held: dict[Layout, int] = {"whole": total}
-    return held if devices == 1 else held | {"split": split_bytes(architecture, devices, itemsize)}
+    if devices > 1:
+        held["split"] = split_bytes(architecture, devices, itemsize)
+    return held
 
 
 def _itemsize(model: LanguageModel) -> int:
