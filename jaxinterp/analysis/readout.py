@@ -106,7 +106,7 @@ def read_out(
 
     Args:
         model: The model.
-        residuals: [layer, token, embedding], all layers of the model.
+        residuals: [layer, token, embedding], all layers of the model, or whatever ends with its last.
         lens: See `logit_lens`.
         answers: Token ids whose log-probabilities are wanted, [answer].
         top: How many of the likeliest tokens are wanted.
@@ -126,6 +126,28 @@ def read_out(
         shown = _read_out(readers(model), filled, maps, asked, top=top)
         parts.append([np.asarray(array)[:, : step - missing] for array in shown])
     return Readout(*(np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)))
+
+
+def mean_probabilities(model: LanguageModel, residuals: np.ndarray) -> np.ndarray:
+    """What residual streams would predict, on average over tokens.
+
+    Args:
+        model: The model; edits are left out.
+        residuals: [layer, token, embedding], of any layers.
+
+    Returns:
+        Mean probability of every token of the vocabulary, [layer, vocabulary].
+    """
+    count = residuals.shape[1]
+    step = min(max(1, _CHUNK_BYTES // (4 * _COPIES * model.architecture.vocabulary)), count)
+    total = np.zeros((len(residuals), model.architecture.vocabulary))
+    for first in range(0, count, step):
+        part = residuals[:, first : first + step]
+        missing = step - part.shape[1]
+        filled = np.pad(part, ((0, 0), (0, missing), (0, 0)), mode="edge")
+        counted = np.arange(step) < step - missing
+        total += np.asarray(_sum_probabilities(readers(model), filled, counted))
+    return total / count
 
 
 class Readers(NamedTuple):
@@ -202,3 +224,11 @@ def _read_out(
         return jnp.sum(jnp.exp(final) * (final - values), axis=-1), which, best, asked, rank
 
     return jax.lax.map(one, (residuals, maps))
+
+
+@jax.jit
+def _sum_probabilities(ends: Readers, residuals: jax.Array, counted: jax.Array) -> jax.Array:
+    def one(stream: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.exp(ends.log_probs(stream)), axis=0, where=counted[:, None])
+
+    return jax.lax.map(one, residuals)
