@@ -17,6 +17,7 @@ from jaxinterp.activations.compilation import keep_compiled_programs
 from jaxinterp.activations.memory import available, bytes_fixed, bytes_per_row, bytes_read, rows_that_fit
 from jaxinterp.activations.plan import Base
 from jaxinterp.activations.reading import Readout, read_pass
+from jaxinterp.activations.sizes import rows_at_once
 from jaxinterp.activations.stages import Texts
 from jaxinterp.activations.state import capture
 from jaxinterp.interventions.edit import Edit
@@ -75,8 +76,8 @@ def run(
         mask: With ids [batch, seq]: which of them are tokens rather than padding on the left.
         sites: What to read. Reads see edits made at the same tap.
         logits: `"all"`, `"last"` (only each row's last token, much cheaper with a large vocabulary), or `None`.
-        batch_size: Rows per forward pass; by default all that half of the free memory holds by the bound of
-            `jaxinterp.activations.memory.bytes_per_row`.
+        batch_size: Rows per forward pass; by default as many as the device is quickest with, and no more than half of
+            the free memory holds by the bound of `jaxinterp.activations.memory.bytes_per_row`.
 
     Returns:
         Logits, float32 [batch, seq, vocabulary], [batch, vocabulary] or `None`; and the cache, `cache[site, layer]`.
@@ -236,4 +237,5 @@ def _rows_at_once(
         return min(max(1, batch_size), rows)
     each = bytes_per_row(architecture, sites, seq=seq, logits=logits, itemsize=itemsize)
     fixed = bytes_fixed(architecture, itemsize)
-    return rows if fixed + rows * each <= free // 2 else rows_that_fit(each, free // 2, rows, fixed)
+    fits = rows if fixed + rows * each <= free // 2 else rows_that_fit(each, free // 2, rows, fixed)
+    return rows_at_once(rows, seq, fits)

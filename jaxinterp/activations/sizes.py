@@ -64,8 +64,33 @@ def choose_sizes(architecture: Architecture, texts: tuple[int, int], memory: int
             f"a sweep over texts of {length} tokens needs {needed / 2**20:.3g} MiB besides the model, and has "
             f"{memory / 2**20:.3g} MiB; use shorter texts, or give it more with memory="
         )
-    best = _CPU_TILE if jax.default_backend() == "cpu" else _ACCELERATOR_TILE
-    tile = max(length, min(best, quarter // per_token))
-    rows = max(1, min(count, quarter // per_row, tile // length))
+    tile = max(length, min(_best_tile(), quarter // per_token))
+    rows = rows_at_once(count, length, quarter // per_row, tile)
     cells = max(1, quarter // (2 * rows * length * width))
     return Sizes(rows, cells, tile, max(1, quarter // (3 * architecture.vocabulary)))
+
+
+def rows_at_once(count: int, length: int, most: int, tile: int | None = None) -> int:
+    """How many texts go through a block at a time.
+
+    Reading and sweeping take the same number, so that they round alike.
+
+    Args:
+        count: Number of texts.
+        length: Tokens in each.
+        most: How many the memory holds.
+        tile: Most tokens at a time; by default what the device does best with.
+
+    Returns:
+        The number, at least 1, such that the last part is about as full as the others.
+
+    Examples:
+        >>> rows_at_once(20, 64, 100, tile=512)
+        7
+    """
+    fits = max(1, min(count, most, (_best_tile() if tile is None else tile) // length))
+    return -(-count // -(-count // fits))
+
+
+def _best_tile() -> int:
+    return _CPU_TILE if jax.default_backend() == "cpu" else _ACCELERATOR_TILE

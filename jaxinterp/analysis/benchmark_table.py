@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 Start = Literal["cold", "cold, compiled before", "first", "warm"]
-Kind = Literal["absolute", "relative", "sets", "tokens", "accuracy"]
+Kind = Literal["absolute", "relative", "neighbours", "tokens", "accuracy"]
 OURS = "jaxinterp"
 GATES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 6.25e-3}
 """Dtype -> the largest difference from the reference's result, which is in the same dtype.
@@ -37,10 +37,11 @@ class Task:
         title: What it is, in a few words.
         kind: How results are compared. "absolute": effects, differences of logits and weights by their largest
             difference, in other dtypes than float32 over the largest of the logits that they are differences of;
-            "relative": activations and logits by the same, over the largest absolute value of the reference; "sets":
-            rows of indices by the part of the reference's that is missing; "tokens": texts by the share of tokens
-            that differ, a gate in float32 alone, since in others nearly equal logits change places and all that
-            follows is another text; "accuracy": as "absolute", at a thousandth.
+            "relative": activations and logits by the same, over the largest absolute value of the reference;
+            "neighbours": indices of points by how far away these are, in float64 and in order, since of points that
+            are equal any may be named, over the largest distance of the reference; "tokens": texts by the share of
+            tokens that differ, a gate in float32 alone, since in others nearly equal logits change places and all
+            that follows is another text; "accuracy": as "absolute", at a thousandth.
         reference: The peer whose result the others must agree with.
     """
 
@@ -63,7 +64,7 @@ TASKS = {
     "w6_edges": Task("attribution of edges", "absolute"),
     "w6_integrated": Task("integrated gradients", "absolute"),
     "w7_probes": Task("probes at every layer", "accuracy", "scikit_learn"),
-    "w8_neighbours": Task("nearest neighbours of every token", "sets", "scikit_learn"),
+    "w8_neighbours": Task("nearest neighbours of every token", "neighbours", "scikit_learn"),
     "w8_weights": Task("locally linear weights", "absolute", "scikit_learn"),
 }
 """Task -> what it is; the first two letters are its workload."""
@@ -122,7 +123,11 @@ class Measurement:
 
 
 def difference(
-    given: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], kind: Kind, scale: float = 1.0
+    given: Mapping[str, np.ndarray],
+    reference: Mapping[str, np.ndarray],
+    kind: Kind,
+    scale: float = 1.0,
+    points: np.ndarray | None = None,
 ) -> float:
     """How far a result is from the reference's.
 
@@ -131,6 +136,7 @@ def difference(
         reference: The same arrays, from the reference.
         kind: See `Task`.
         scale: What an "absolute" difference is divided by.
+        points: For "neighbours": the points, [point, feature], in the order of the rows of indices.
 
     Returns:
         The largest difference over all arrays; infinite if an array is missing, has another shape or is not finite.
@@ -138,23 +144,33 @@ def difference(
     Examples:
         >>> difference({"x": np.array([1.0, 2.5])}, {"x": np.array([1.0, 2.0])}, "absolute")
         0.5
-        >>> difference({"x": np.array([[3, 1]])}, {"x": np.array([[1, 2]])}, "sets")
-        0.5
+        >>> points = np.array([[0.0], [1.0], [1.0], [2.0]])
+        >>> difference({"x": np.array([[1]])}, {"x": np.array([[2]])}, "neighbours", points=points)
+        0.0
+        >>> difference({"x": np.array([[3]])}, {"x": np.array([[2]])}, "neighbours", points=points)
+        1.0
     """
     worst = 0.0
     for name, right in reference.items():
         if name not in given or given[name].shape != right.shape or not np.isfinite(given[name]).all():
             return float("inf")
-        if kind == "sets":
-            kept = [len(set(mine) & set(theirs)) for mine, theirs in zip(given[name], right, strict=True)]
-            worst = max(worst, 1 - sum(kept) / right.size)
-            continue
+        mine = given[name]
+        if kind == "neighbours":
+            assert points is not None, "indices say nothing without their points"
+            mine, right = (_distances(points, indices) for indices in (mine, right))
         if kind == "tokens":
-            worst = max(worst, float((given[name] != right).mean()))
+            worst = max(worst, float((mine != right).mean()))
             continue
-        largest = float(np.abs(given[name].astype(np.float64) - right).max(initial=0))
-        worst = max(worst, largest / (float(np.abs(right).max()) if kind == "relative" else scale))
+        largest = float(np.abs(mine.astype(np.float64) - right).max(initial=0))
+        worst = max(worst, largest / (float(np.abs(right).max()) if kind in ("relative", "neighbours") else scale))
     return worst
+
+
+def _distances(points: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """How far the named points are from those whose rows they stand in, the nearest first, [row, neighbour]."""
+    exact = points.astype(np.float64)
+    columns = [np.linalg.norm(exact[: len(indices)] - exact[column], axis=1) for column in indices.T]
+    return np.sort(np.stack(columns, axis=1), axis=1)
 
 
 def tabulate(found: Iterable[Measurement]) -> pl.DataFrame:

@@ -313,5 +313,5 @@ def test_bad_input_is_refused_before_anything_compiles(monkeypatch):
     with pytest.raises(ValueError, match="1 corrupted prompts for 2 prompts"):
         ji.sweep(MODEL, TEXTS, [cell], METRIC, corrupted=OTHERS[:1])
     cache = ji.Cache({("resid_pre", 0): np.zeros((3, 4, 16), np.float32)}, np.zeros((3, 4), int), np.ones((3, 4), bool))
-    with pytest.raises(ValueError, match="numbers for 3 texts, but the sweep has 2"):
+    with pytest.raises(ValueError, match="numbers for 3 texts, but there are 2"):
         ji.sweep(MODEL, TEXTS, [ji.Cell({}, lambda lm: ji.patch(lm, ji.resid_pre(0), cache))], METRIC)
