@@ -18,6 +18,7 @@ from .activations.sweep import Cell as Cell
 from .activations.sweep import grid as grid
 from .activations.sweep import summarise as summarise
 from .activations.sweep import sweep as sweep
+from .activations.switching import generate_switching as generate_switching
 from .analysis.agreement import compare_with_exact as compare_with_exact
 from .analysis.attribution import attribute as attribute
 from .analysis.ccs import fit_ccs as fit_ccs
@@ -49,6 +50,7 @@ from .analysis.probes import fit_logistic as fit_logistic
 from .analysis.tuned_lens import TunedLens as TunedLens
 from .analysis.tuned_lens import fit_tuned_lens as fit_tuned_lens
 from .interventions.ablate import ablate as ablate
+from .interventions.ablate import ablate_by_row as ablate_by_row
 from .interventions.interchange import interchange as interchange
 from .interventions.patch import patch as patch
 from .interventions.project import project as project

@@ -12,14 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from penzai import pz
 
-from jaxinterp import axes
 from jaxinterp.activations.compilation import keep_compiled_programs
+from jaxinterp.activations.decoding import Reading, Text, read_next, read_prompt
 from jaxinterp.activations.groups import Leaves, Shared, by_structure
 from jaxinterp.activations.run import Inputs, bucket, compiled_form, pad_rows, prepare
 from jaxinterp.activations.sampler import Sampler
-from jaxinterp.activations.state import remember
 from jaxinterp.activations.sweep import Cell
-from jaxinterp.models.decoder import side_inputs
 from jaxinterp.models.language_model import LanguageModel
 
 _STEPS_BETWEEN_CHECKS = 16
@@ -232,20 +230,13 @@ def _generate_all(
     ]
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["memory", "mask", "prompt_length", "logits", "filled", "done", "key"],
-    meta_fields=[],
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["text", "reading", "done", "key"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class _State:
-    """Between two steps: keys and values, filled slots, and the logits the next token is drawn from."""
+    """Between two steps: the text so far, what the model keeps of it, which rows have ended, and the next key."""
 
-    memory: tuple[Any, ...]
-    mask: jax.Array
-    prompt_length: jax.Array
-    logits: jax.Array
-    filled: jax.Array
+    text: Text
+    reading: Reading
     done: jax.Array
     key: jax.Array
 
@@ -266,31 +257,12 @@ def _read_prompt(
     """The state of every cell after the prompt, each array with a cell axis in front."""
 
     def one(leaves: Leaves) -> _State:
-        return _read_prompt_once(shared.joined(leaves), tokens, mask, key, slots, kv_heads, projection)
+        reading = read_prompt(
+            shared.joined(leaves), tokens, mask, slots=slots, kv_heads=kv_heads, projection=projection
+        )
+        return _State(Text.of(mask, slots), reading, jnp.zeros(len(tokens), bool), key)
 
     return jax.vmap(one, axis_size=cells)(own)
-
-
-def _read_prompt_once(
-    body: pz.nn.Layer, tokens: jax.Array, mask: jax.Array, key: jax.Array, slots: int, kv_heads: int, projection: int
-) -> _State:
-    batch, seq = tokens.shape
-    sizes: dict[Any, int] = {axes.BATCH: batch, axes.SEQ: slots, axes.KV_HEAD: kv_heads, axes.PROJECTION: projection}
-    dtype = jax.tree_util.tree_leaves(body)[0].dtype
-    reading, variables = pz.unbind_state_vars(remember(body, pz.nx.zeros(sizes, dtype), prompt=True))
-    inputs = side_inputs(tokens, mask)
-    inputs["read"] = pz.nx.wrap(jnp.full(batch, seq - 1), axes.BATCH)
-    frozen = [variable.freeze() for variable in variables]
-    output, memory = reading.stateless_call(frozen, pz.nx.wrap(tokens, axes.BATCH, axes.SEQ), start=0, **inputs)
-    return _State(
-        memory=memory,
-        mask=jnp.pad(mask, ((0, 0), (0, slots - seq))),
-        prompt_length=mask.sum(axis=1, dtype=jnp.int32),
-        logits=output.unwrap(axes.BATCH, axes.VOCABULARY),
-        filled=jnp.asarray(seq, jnp.int32),
-        done=jnp.zeros(batch, bool),
-        key=key,
-    )
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "sampler", "keep_logits"), donate_argnames=("state",))
@@ -315,27 +287,14 @@ def _continue(
 def _continue_once(
     body: pz.nn.Layer, state: _State, stops: jax.Array, steps: int, sampler: Sampler, keep_logits: bool
 ) -> tuple[_State, jax.Array, jax.Array | None]:
-    stepping, _ = pz.unbind_state_vars(remember(body, state.memory[0].value, prompt=False))
-
     def step(state: _State, _: None) -> tuple[_State, tuple[jax.Array, jax.Array | None]]:
         key, draw = jax.random.split(state.key)
-        token = jnp.where(state.done, stops[0], sampler.draw(state.logits, draw))
+        logits = state.reading.logits
+        token = jnp.where(state.done, stops[0], sampler.draw(logits, draw))
+        text = state.text.extended()
+        reading = read_next(body, state.reading.memory, token, text)
         done = state.done | jnp.isin(token, stops)
-        mask = state.mask.at[:, state.filled].set(True)
-        inputs = side_inputs(token[:, None], mask, state.prompt_length, start=state.filled)
-        named = pz.nx.wrap(token[:, None], axes.BATCH, axes.SEQ)
-        output, memory = stepping.stateless_call(state.memory, named, start=state.filled, **inputs)
-        memory = pz.nx.order_like(memory, state.memory)
-        new = _State(
-            memory=memory,
-            mask=mask,
-            prompt_length=state.prompt_length,
-            logits=output.unwrap(axes.BATCH, axes.SEQ, axes.VOCABULARY)[:, 0],
-            filled=state.filled + 1,
-            done=done,
-            key=key,
-        )
-        return new, (token, state.logits if keep_logits else None)
+        return _State(text, reading, done, key), (token, logits if keep_logits else None)
 
     state, (tokens, logits) = jax.lax.scan(step, state, None, length=steps)
     return state, tokens.T, None if logits is None else logits.swapaxes(0, 1)

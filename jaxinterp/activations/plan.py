@@ -231,21 +231,21 @@ def of_rows(tree: Any, rows: np.ndarray) -> Any:
     )
 
 
-def check_rows(route: Route, batch: int) -> None:
+def check_rows(tree: Any, batch: int) -> None:
     """Refuses edits with numbers for another number of texts.
 
     Args:
-        route: Of a cell.
+        tree: Any tree that may hold such edits.
         batch: Number of texts.
 
     Raises:
         ValueError: There are such edits.
     """
     is_named = lambda node: isinstance(node, pz.nx.NamedArray)  # noqa: E731  # a leaf test for one expression
-    for leaf in jax.tree_util.tree_leaves(route.edits, is_leaf=is_named):
+    for leaf in jax.tree_util.tree_leaves(tree, is_leaf=is_named):
         if _is_per_row(leaf) and leaf.named_shape[axes.BATCH] != batch:
             raise ValueError(
-                f"an edit holds numbers for {leaf.named_shape[axes.BATCH]} texts, but the sweep has {batch}; "
+                f"an edit holds numbers for {leaf.named_shape[axes.BATCH]} texts, but there are {batch}; "
                 "run it on the texts that its cache or indices were made of"
             )
 

@@ -143,7 +143,7 @@ def sweep(
     base = Base.of(cast("Decoder", model.body))
     routes = [find_route(base, cast("Decoder", cell.edit(model).body)) for cell in edits]
     for route in routes:
-        check_rows(route, batch)
+        check_rows(route.edits, batch)
     sizes = choose_sizes(model.architecture, tokens.shape, available() // 2 if memory is None else memory)
     labels = [cell.labels for cell in edits]
     ledger = None if folder is None else Ledger(folder, digest_of(base, labels, routes, texts, measure))

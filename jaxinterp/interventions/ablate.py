@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -16,6 +18,7 @@ from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.sites.cache import Cache
 from jaxinterp.sites.positions import Positions, everywhere
 from jaxinterp.sites.selectors import Site
+from jaxinterp.sites.taps import Address
 
 Method = Literal["zero", "mean", "resample"]
 
@@ -92,6 +95,43 @@ def ablate(
         return Interchange(place.selected, where, shuffled, targets, None, None)
 
     return attach_edits(model, places, with_other_rows)
+
+
+def ablate_by_row(model: LanguageModel, rows: Sequence[Sequence[Site]], at: Positions | None = None) -> LanguageModel:
+    """Takes other heads, units or sites out of each row of a batch: many random controls in one pass.
+
+    Args:
+        model: The model; it stays as it is.
+        rows: For each row what is zeroed there; nothing where there is no site.
+        at: At which tokens; by default all.
+
+    Returns:
+        A model for batches of so many rows. Other heads or units compile nothing new.
+
+    Raises:
+        ValueError: There is nothing to ablate in any row, or a site or index does not exist.
+    """
+    numbers: dict[tuple[Site, ...], list[int]] = {}
+    for row, sites in enumerate(rows):
+        numbers.setdefault(tuple(sites), []).append(row)
+    places: dict[tuple[Address, str | None], Place] = {}
+    chosen: dict[tuple[Address, str | None], np.ndarray] = {}
+    for sites, own in numbers.items():
+        for place in find_places(model, sites) if sites else ():
+            where = (place.address, place.site.axis)
+            selected = np.asarray(place.selected.data_array)
+            places.setdefault(where, place)
+            chosen.setdefault(where, np.zeros((len(rows), *selected.shape), bool))[own] = selected
+    if not places:
+        raise ValueError("no site was given for any row; pass some such as [[ji.head(4, 5)], [ji.head(3, 4)]]")
+    joined = [
+        dataclasses.replace(
+            place, selected=pz.nx.wrap(jnp.asarray(chosen[where]), axes.BATCH, *place.selected.named_shape)
+        )
+        for where, place in places.items()
+    ]
+    zero = pz.nx.wrap(jnp.zeros(()))
+    return attach_edits(model, joined, lambda place: Ablate(place.selected, at or everywhere(), zero))
 
 
 def _mean(cache: Cache, place: Place) -> np.ndarray:

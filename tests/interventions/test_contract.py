@@ -23,6 +23,7 @@ VALID = CACHE.mask
 EDITS = {
     "zero heads": lambda lm, at: ji.ablate(lm, ji.head(0, 1, 3), at=at),
     "zero units": lambda lm, at: ji.ablate(lm, ji.unit(1, 0, 5, 7), at=at),
+    "zero by row": lambda lm, at: ji.ablate_by_row(lm, [[ji.head(0, 1, 3), ji.head(1, 0)], [ji.head(1, 2)]], at=at),
     "mean": lambda lm, at: ji.ablate(lm, ji.z(1), method="mean", cache=CACHE, at=at),
     "resample": lambda lm, at: ji.ablate(lm, ji.z(1), method="resample", cache=CACHE, key=jax.random.key(1), at=at),
     "steer": lambda lm, at: ji.steer(lm, ji.resid_post(0), VECTOR, 2.0, at=at),
@@ -229,6 +230,14 @@ def test_steering_each_row_by_its_own_vector_and_scale():
         np.testing.assert_allclose(logits[row][VALID[row]], single[row][VALID[row]], atol=1e-5)
 
 
+def test_ablating_other_heads_and_units_in_each_row():
+    sites = [[ji.head(0, 1, 3), ji.unit(1, 4)], []]
+    logits, _ = ji.run(ji.ablate_by_row(MODEL, sites), TEXTS)
+    alone, _ = ji.run(ji.ablate(MODEL, *sites[0]), TEXTS)
+    np.testing.assert_allclose(logits[0][VALID[0]], alone[0][VALID[0]], atol=1e-5)
+    np.testing.assert_allclose(logits[1][VALID[1]], LOGITS[1][VALID[1]], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -244,6 +253,8 @@ def test_steering_each_row_by_its_own_vector_and_scale():
         (lambda: ji.ablate(MODEL, ji.z(0), method="mean"), "needs a cache"),
         (lambda: ji.ablate(MODEL, ji.z(0), method="resample", cache=CACHE), "needs a key"),
         (lambda: ji.ablate(MODEL, ji.z(0), method="median"), "no ablation method 'median'"),
+        (lambda: ji.ablate_by_row(MODEL, [[], []]), "no site was given for any row"),
+        (lambda: ji.ablate_by_row(MODEL, [[ji.head(0, 9)], []]), "there is no 9"),
         (lambda: ji.head(3), "at least one head index"),
     ],
 )
