@@ -1,34 +1,37 @@
 """Which attention heads does a CountDown model need in order to accept a right attempt?
 
-Heads are found on some traces, by what they look at and by what happens without them, and taken out on others.
-Random sets of heads of the same size say how much of the effect any damage would have.
+Heads are found on some cases, by what they look at and by what happens without them, and taken out on others: all of a
+set and the first few, at all tokens and at one, with zeros and with what they give out in other texts. Random sets of
+as many heads say how much of the effect any damage would have. `found` gives the sets to other experiments, and
+`head_removal.removal_cells` makes the cells of a sweep of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
-from jaxinterp.analysis import heads, statistics
-from jaxinterp.experiments import countdown_traces as traces
-from jaxinterp.experiments import head_removal
+from jaxinterp.analysis import heads
+from jaxinterp.analysis.heads import Head
+from jaxinterp.experiments import cases, head_attention, head_claims, head_removal
+from jaxinterp.experiments.cases import Case, Place
 from jaxinterp.experiments.claims import Claim
-from jaxinterp.experiments.countdown_traces import Place, Written
-from jaxinterp.experiments.head_removal import PLACES, Removal
+from jaxinterp.experiments.head_claims import ORDERS, POOLS, SETS
+from jaxinterp.experiments.head_removal import Removal, Sources
 from jaxinterp.figures import head_ablation
 from jaxinterp.models.language_model import LanguageModel
-from jaxinterp.tasks import countdown
 
 PAPER = "lee2025selfverification"
 
 _LOG = logging.getLogger(__name__)
 
+_AT_ONCE = 128
 _COLUMNS = {
     "stage": pl.String,
     "measure": pl.String,
@@ -40,6 +43,8 @@ _COLUMNS = {
     "layer": pl.Int64,
     "head": pl.Int64,
     "draw": pl.Int64,
+    "token": pl.Int64,
+    "written": pl.String,
     "value": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
@@ -52,162 +57,240 @@ _COLUMNS = {
 class Config:
     """Settings of the ablation experiment."""
 
-    selection: int = 300
-    """Traces with an accepted attempt on which heads are chosen."""
-    evaluation: int = 300
-    """Other traces with an accepted attempt, on which chosen heads are taken out; and as many rejected attempts."""
-    scan: int = 24
-    """Traces of the selection on which each single head is taken out."""
-    random: int = 16
-    """Traces of the evaluation on which each random set is taken out."""
+    scan: int = 100
+    """Accepted cases of the selection on which each single head is taken out; attention is measured on all of them."""
+    sources: int = 40
+    """Cases of the selection, of either verdict, that give the means and the resampled outputs."""
+    curve: int = 8
+    """Longest prefix of the heads, in order of attention and of their single effect, that is taken out."""
+    curve_cases: int = 150
+    """Cases of the evaluation, of either verdict, on which they are taken out."""
     draws: int = 20
     """Random sets of each kind."""
-    curve: int = 4
-    """Longest prefix of the heads, in order of their single effect, that is taken out."""
+    random: int = 50
+    """Cases of the evaluation, of either verdict, on which each random set is taken out."""
     attention_threshold: float = 0.1
-    """A head looks at the target if it spends more than this share of its attention on one of its digits."""
+    """A head looks at the target if it spends more than this share of its attention on it."""
     circuit_threshold: float = 0.1
-    """A head belongs to the circuit if at least this share of verdicts flips without it."""
-    max_new_tokens: int = 160
-    """Cap on a response, in tokens: about six attempts. Traces without an accepted attempt by then are left out."""
-    batch_size: int = 32
-    """Sequences at a time; twice as many in generation."""
+    """A head belongs to the circuit if at least this share of acceptances flips without it."""
     seed: int = 0
-    """Of the order of the problems, the choice of rejected attempts and the random sets."""
+    """Of the random sets and of the choice of other texts."""
 
 
-def run(config: Config, models: Mapping[str, LanguageModel]) -> pl.DataFrame:
-    """Find heads on some test problems and take them out on others.
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """What is known of the heads from the selection alone.
 
-    Verdicts are teacher-forced: the model reads its own trace up to `" ("` with the heads off, at all tokens unless
-    said otherwise, and its most probable next token is the verdict.
+    Attributes:
+        sets: The sets, as in `found`.
+        by_attention: All heads, the one that looks most at the target from the verdict first.
+        by_effect: All heads, the one without which most verdicts flip first.
+    """
+
+    sets: dict[str, list[Head]]
+    by_attention: list[Head]
+    by_effect: list[Head]
+
+
+def run(config: Config, models: Mapping[str, LanguageModel], inputs: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Find heads on the selection and take them out on the evaluation.
+
+    The model reads a case, a trace up to `" ("`, with the heads out, and the larger logit decides between the two
+    verdicts. Three sets are found. The paper's: heads that attend from the result's last digit to the last digits of
+    the target's mentions in prompt and preamble. The one that fits a model which compares digit by digit where the
+    verdict opens: heads that attend from there to one digit of the target, all its mentions together. The circuit:
+    heads without which, each alone zeroed at all tokens, verdicts flip; in order of the share that flips, and of the
+    margin lost where shares are equal.
 
     Args:
         config: Settings.
         models: `{"model": ...}`, a CountDown model.
+        inputs: `{"verdicts": ...}`, the table of that experiment.
 
     Returns:
-        One row per number: `stage` (selection, evaluation), `measure` (attention from verdict; attention from
-        result; flips; rejections kept), `condition` (which heads), `method` (zero, mean), `position` (all tokens,
-        verdict, result), `heads`, `n_heads`, `layer` and `head` (rows about one head), `draw` (random sets), `value`
-        in [0, 1], `low` and `high` (95 %, Wilson), `n` (verdicts) and `control`.
+        One row per number. `stage`: selection, evaluation, or trace (one case, its tokens written out). `measure`:
+        attention from verdict, attention from result (of each head to the target), rank (from 0, within the set
+        `condition`), flips (accepted cases whose verdict rejects), rejections kept, margin change and margin change
+        at rejections (nats), attention (of a head to one token). `condition` (which heads), `method`, `position` (see
+        `head_removal`; of the trace: from where the head looks), `heads`, `n_heads`, `layer` and `head` (rows about
+        one head), `draw` (random sets), `token` and `written` (the trace's), `value`, `low` and `high` (95 %: Wilson
+        for shares, bootstrap over cases for means), `n` and `control`.
 
     Raises:
-        ValueError: The model accepted too few attempts to choose heads on some and evaluate them on others.
+        ValueError: A split has no cases of a kind, or the model has another tokenizer.
     """
-    model = models["model"]
-    rng = np.random.default_rng(config.seed)
-    selection, evaluation, unsolved = _write_splits(model, config, rng)
-    attention = head_removal.attention_to_target(model, head_removal.accepted_of(selection, config.batch_size))
-    scanned = head_removal.accepted_of(selection[: config.scan], config.batch_size)
+    model, table = models["model"], inputs["verdicts"]
+    selection = [cases.load(model, table, "selection", valid=valid) for valid in (True, False)]
+    evaluation = [cases.load(model, table, "evaluation", valid=valid) for valid in (True, False)]
+    _LOG.info("attention of all heads on %d cases", len(selection[0]))
+    attention = head_attention.to_target(model, selection[0])
+    rows, chosen = _select(model, config, selection[0], attention)
+    removals = _removals(chosen)
+    layers = sorted({head[0] for removal in removals if removal.method != "zero" for head in removal.heads})
+    others = [case for kind in selection for case in kind[: config.sources]]
+    sources = head_removal.read_sources(model, others, layers) if layers else None
     shape = (model.architecture.layers, model.architecture.heads)
-    every = [(layer, head) for layer in range(shape[0]) for head in range(shape[1])]
-    flipped = []
-    for head in every:
-        if head[1] == 0:
-            _LOG.info("zeroing each head of layer %d of %d", head[0], shape[0])
-        flipped.append(head_removal.read_rejections(model, scanned, Removal("single", [head])))
-    effects = np.array([rejected.mean() for rejected in flipped]).reshape(shape)
-    rows: list[dict[str, Any]] = []
-    for head, rejected in zip(every, flipped, strict=True):
-        row = {"stage": "selection", "heads": heads.label([head]), "n_heads": 1, "layer": head[0], "head": head[1]}
-        numbers = {"method": "zero", "position": "all tokens"} | _proportion(rejected)
-        rows.append(row | {"measure": "flips"} | numbers)
-        rows += [
-            row | {"measure": f"attention from {place}", "value": attention[place][head], "n": len(selection)}
-            for place in PLACES
-        ]
-    cache = head_removal.read_values(model, scanned)
-    main = head_removal.both_kinds_of(evaluation, unsolved, config.batch_size, rng)
-    fewer = head_removal.both_kinds_of(evaluation[: config.random], [], config.batch_size, rng)
-    chosen, drawn = _chosen_sets(attention, effects, config), _random_sets(attention, effects, config)
-    for removals, verdicts in ((chosen, main), (drawn, fewer)):
-        _LOG.info("zeroing %d sets of heads on %d held-out verdicts", len(removals), len(verdicts.valid))
-        untouched = head_removal.read_rejections(model, verdicts, Removal("none", []))
-        for removal in removals:
-            rejected = untouched
-            if removal.heads:
-                rejected = head_removal.read_rejections(model, verdicts, removal, cache)
-            rows += _evaluation_rows(removal, rejected, verdicts.valid)
-    return pl.DataFrame(rows, schema=_COLUMNS)
+    drawn = _random_removals(config, chosen, shape)
+    curves = _curves(config, chosen)
+    parts = ((removals, None, sources), (curves, config.curve_cases, None), (drawn, config.random, None))
+    for some, most, given in parts:
+        held_out = [case for kind in evaluation for case in kind[:most]]
+        _LOG.info("%d sets of heads on %d held-out cases", len(some), len(held_out))
+        rows += _evaluate(model, held_out, some, given, config.seed)
+    shown = list(dict.fromkeys([*chosen.sets["circuit"], *chosen.sets["target"]]))[: config.curve]
+    rows += _trace(model, evaluation[0], shown or chosen.by_attention[:1])
+    return pl.DataFrame([{"control": False} | row for row in rows], schema=_COLUMNS)
 
 
-def _write_splits(
-    model: LanguageModel, config: Config, rng: np.random.Generator
-) -> tuple[list[Written], list[Written], list[Written]]:
-    """Traces with an accepted attempt for selection and for evaluation, and evaluation traces without one.
+def found(table: pl.DataFrame) -> dict[str, list[Head]]:
+    """The heads that were found on the selection, for other experiments.
 
-    The problems are drawn from the test problems, each at most once.
+    Args:
+        table: As from `run`.
+
+    Returns:
+        `"paper"`: attend from the result's last digit to the target as the paper says, most attention first (may be
+        empty). `"target"`: attend from the verdict's opening to one digit of the target, most attention first.
+        `"circuit"`: flip verdicts when each is zeroed alone, largest effect first.
+
+    >>> row = {"measure": "rank", "condition": "target", "layer": 4, "head": 5, "value": 0.0}
+    >>> found(pl.DataFrame([row]))
+    {'paper': [], 'target': [(4, 5)], 'circuit': []}
     """
-    wanted = config.selection + config.evaluation
-    problems = countdown.eval_problems()
-    problems = [problems[index] for index in rng.permutation(len(problems))]
-    written: list[Written] = []
-    solved: list[int] = []
-    asked = 0
-    while len(solved) < wanted and asked < len(problems):
-        more = problems[asked : asked + max(wanted - len(solved), 2 * config.batch_size)]
-        _LOG.info("writing traces of %d problems", len(more))
-        asked += len(more)
-        written += traces.write_traces(
-            model, more, max_new_tokens=config.max_new_tokens, batch_size=2 * config.batch_size
-        )
-        solved = [index for index, trace in enumerate(written) if any(verdict.valid for verdict in trace.verdicts)]
-        if not solved:
-            break
-    if len(solved) < 2:
-        raise ValueError(
-            f"{model.source} accepted an attempt in {len(solved)} of {asked} CountDown problems; "
-            "pass a model that was trained on this task"
-        )
-    half = min(config.selection, len(solved) // 2)
-    unsolved = [trace for trace in written[solved[half] :] if not any(verdict.valid for verdict in trace.verdicts)]
-    selection, evaluation = solved[:half], solved[half : half + config.evaluation]
-    return [written[index] for index in selection], [written[index] for index in evaluation], unsolved
+    ranks = table.filter(pl.col("measure") == "rank").sort("value")
+    return {name: list(ranks.filter(pl.col("condition") == name).select("layer", "head").iter_rows()) for name in SETS}
 
 
-def _chosen_sets(attention: Mapping[Place, np.ndarray], effects: np.ndarray, config: Config) -> list[Removal]:
-    found = heads.above(attention["verdict"], config.attention_threshold)
-    order = heads.ranked(effects)
-    return [
-        Removal("none", []),
-        Removal("paper's definition", heads.above(attention["result"], config.attention_threshold)),
-        Removal("attends to target", found),
-        Removal("attends to target", found, method="mean"),
-        *(Removal("attends to target", found, position=place) for place in PLACES),
-        *(Removal("largest effects", order[:count]) for count in range(1, config.curve + 1)),
-    ]
+def _of_head(head: Head) -> dict[str, Any]:
+    return {"heads": heads.label([head]), "n_heads": 1, "layer": head[0], "head": head[1]}
 
 
-def _random_sets(attention: Mapping[Place, np.ndarray], effects: np.ndarray, config: Config) -> list[Removal]:
-    found = set(heads.above(attention["verdict"], config.attention_threshold))
-    circuit = {head for head in heads.ranked(effects) if effects[head] >= config.circuit_threshold}
-    removals = []
-    for condition, outside in (("random, outside the set", found), ("random, outside the circuit", found | circuit)):
-        size = min(max(len(found), 1), effects.size - len(outside))
-        if size:
-            sets = heads.draw_sets(effects.shape, outside, size, config.draws, config.seed)
-            removals += [Removal(condition, chosen, draw=draw) for draw, chosen in enumerate(sets)]
+def _select(
+    model: LanguageModel, config: Config, accepted: Sequence[Case], attention: Mapping[Place, np.ndarray]
+) -> tuple[list[dict[str, Any]], _Chosen]:
+    """Rows about single heads, and the sets."""
+    every = [(layer, head) for layer, head in np.ndindex(attention["verdict"].shape)]
+    positions: tuple[head_removal.Position, ...] = ("all tokens", "verdict", "result")
+    singles = [Removal("one head", (head,), position=position) for position in positions for head in every]
+    scanned = accepted[: config.scan]
+    _LOG.info("%d heads, one at a time, on %d cases", len(every), len(scanned))
+    margins, clean = _margins(model, scanned, singles, None, config.seed)
+    rows: list[dict[str, Any]] = []
+    for removal, margin, change in zip(singles, margins, cases.means((margins - clean).T), strict=True):
+        row = {"stage": "selection"} | removal.labels | _of_head(removal.heads[0])
+        rows.append(row | {"measure": "flips"} | cases.proportion(margin < 0))
+        rows.append(row | {"measure": "margin change"} | change)
+    for place, scores in attention.items():
+        rows += [
+            {"stage": "selection", "measure": f"attention from {place}"}
+            | {"value": float(scores[head]), "n": len(accepted)}
+            | _of_head(head)
+            for head in every
+        ]
+    alone = margins[: len(every)]
+    effects = {head: (margin < 0).mean() for head, margin in zip(every, alone, strict=True)}
+    lost = {head: (clean - margin).mean() for head, margin in zip(every, alone, strict=True)}
+    by_effect = sorted(every, key=lambda head: (-effects[head], -lost[head]))
+    sets = {
+        "paper": heads.above(attention["result"], config.attention_threshold),
+        "target": heads.above(attention["verdict"], config.attention_threshold),
+        "circuit": [head for head in by_effect if effects[head] >= config.circuit_threshold],
+    }
+    for name, some in sets.items():
+        rows += [
+            {"stage": "selection", "measure": "rank", "condition": name, "value": float(rank)} | _of_head(head)
+            for rank, head in enumerate(some)
+        ]
+    return rows, _Chosen(sets, heads.ranked(attention["verdict"]), by_effect)
+
+
+def _removals(chosen: _Chosen) -> list[Removal]:
+    removals = [Removal("none", ())]
+    for name, condition in SETS.items():
+        some = tuple(chosen.sets[name])
+        zeroed = [Removal(condition, some, "zero", position) for position in head_removal.POSITIONS]
+        replaced = [
+            Removal(condition, some, method, position)
+            for method in head_removal.METHODS[1:]
+            for position in head_removal.POSITIONS[:2]
+        ]
+        removals += [*zeroed, *replaced] if some else zeroed[:1]
     return removals
 
 
-def _proportion(successes: np.ndarray) -> dict[str, Any]:
-    low, high = statistics.wilson(int(successes.sum()), len(successes))
-    value = float(successes.mean()) if len(successes) else float("nan")
-    return {"value": value, "low": low, "high": high, "n": len(successes), "control": False}
+def _curves(config: Config, chosen: _Chosen) -> list[Removal]:
+    removals = []
+    for condition, order in zip(ORDERS, (chosen.by_attention, chosen.by_effect), strict=True):
+        for position in ("all tokens", "verdict"):
+            longest = min(config.curve, len(order))
+            prefixes = [tuple(order[:count]) for count in range(1, longest + 1)]
+            removals += [Removal(condition, prefix, position=position) for prefix in prefixes]
+    return removals
 
 
-def _evaluation_rows(removal: Removal, rejected: np.ndarray, valid: np.ndarray) -> list[dict[str, Any]]:
-    row = {"stage": "evaluation", "condition": removal.condition, "method": removal.method}
-    row |= {"position": removal.position, "draw": removal.draw}
-    row |= {"heads": heads.label(removal.heads), "n_heads": len(removal.heads)}
-    control = {"control": removal.draw is not None or removal.condition == "none"}
-    flips, kept = _proportion(rejected[valid]), _proportion(rejected[~valid])
-    return [row | {"measure": "flips"} | flips | control, row | {"measure": "rejections kept"} | kept | control]
+def _random_removals(config: Config, chosen: _Chosen, shape: tuple[int, int]) -> list[Removal]:
+    """As many heads as attend to the target, from three pools."""
+    of_set = set(chosen.sets["target"])
+    avoided = (set[Head](), of_set, of_set | set(chosen.sets["circuit"]))
+    removals = []
+    for pool, outside in zip(POOLS, avoided, strict=True):
+        size = min(max(len(of_set), 1), shape[0] * shape[1] - len(outside))
+        if size:
+            sets = heads.draw_sets(shape, outside, size, config.draws, config.seed)
+            removals += [Removal(f"random, {pool}", tuple(some), draw=draw) for draw, some in enumerate(sets)]
+    return removals
+
+
+def _margins(
+    model: LanguageModel, some: Sequence[Case], removals: Sequence[Removal], sources: Sources | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The margin with each set out, [removal, case], and with none, [case]; the same edit is run once."""
+    edits = [dataclasses.replace(one, condition="", heads=tuple(sorted(one.heads)), draw=None) for one in removals]
+    different = list(dict.fromkeys(edits))
+    cells = head_removal.removal_cells(different, sources, seed)
+    swept = cases.sweep(model, some, cells, cases.margin(model), None if sources is None else _AT_ONCE)
+    numbers = cases.values(swept, some)
+    place = {edit: index for index, edit in enumerate(different)}
+    return numbers[[place[edit] for edit in edits]], cases.values(swept, some, "clean")[0]
+
+
+def _evaluate(
+    model: LanguageModel, held_out: Sequence[Case], removals: Sequence[Removal], sources: Sources | None, seed: int
+) -> list[dict[str, Any]]:
+    valid = np.array([case.valid for case in held_out])
+    margins, clean = _margins(model, held_out, removals, sources, seed)
+    changes = [cases.means((margins - clean)[:, kind].T) for kind in (valid, ~valid)]
+    rows = []
+    for removal, margin, accepted, rejected in zip(removals, margins, *changes, strict=True):
+        measured = {
+            "flips": cases.proportion(margin[valid] < 0),
+            "rejections kept": cases.proportion(margin[~valid] < 0),
+            "margin change": accepted,
+            "margin change at rejections": rejected,
+        }
+        row = {"stage": "evaluation", "control": removal.draw is not None or removal.condition == "none"}
+        rows += [row | removal.labels | {"measure": name} | numbers for name, numbers in measured.items()]
+    return rows
+
+
+def _trace(model: LanguageModel, accepted: Sequence[Case], shown: Sequence[Head]) -> list[dict[str, Any]]:
+    """Attention over the shortest case that has a rejected attempt in front, or over the shortest of all."""
+    case = min(accepted, key=lambda one: (len(one.verdict.mentions) <= one.verdict.stated, len(one.ids)))
+    tokenizer = model.require_tokenizer()
+    written = [tokenizer.decode([token]) for token in case.ids]
+    rows = []
+    for place, attention in head_attention.over(model, case, shown).items():
+        for head, values in zip(shown, attention, strict=True):
+            row = {"stage": "trace", "measure": "attention", "position": place, "n": 1} | _of_head(head)
+            rows += [
+                row | {"token": index, "written": text, "value": float(value)}
+                for index, (text, value) in enumerate(zip(written, values, strict=True))
+            ]
+    return rows
 
 
 def figure(table: pl.DataFrame) -> Figure:
-    """Effect of each head, of the first few together, and of chosen against random sets.
+    """Effect of each head, of the first few together, of chosen against random sets, and attention over a trace.
 
     Args:
         table: As from `run`.
@@ -228,93 +311,4 @@ def check(table: pl.DataFrame) -> list[Claim]:
         One claim per criterion; thresholds are those of the reproduction's plan and were not tuned. Where there was
         nothing to measure, `n` is 0 and the claim is not met.
     """
-    total = table.filter((pl.col("stage") == "selection") & (pl.col("measure") == "flips")).height
-    traces_read = table.filter(pl.col("measure") == "attention from verdict")["n"][0]
-    here = table.filter(pl.col("stage") == "evaluation")
-    zeroed = here.filter((pl.col("method") == "zero") & (pl.col("position") == "all tokens"))
-
-    def row(condition: str, measure: str) -> dict[str, Any]:
-        return zeroed.filter((pl.col("condition") == condition) & (pl.col("measure") == measure)).row(0, named=True)
-
-    def random(condition: str, measure: str = "flips") -> tuple[float, float | None, float | None, int, float]:
-        drawn = zeroed.filter((pl.col("condition") == condition) & (pl.col("measure") == measure))["value"].to_numpy()
-        drawn = drawn[~np.isnan(drawn)]
-        if not len(drawn):
-            return 0.0, None, None, 0, 0.0
-        return float(drawn.mean()), *statistics.bootstrap(drawn, seed=0), len(drawn), float(drawn.max())
-
-    flips, kept = row("attends to target", "flips"), row("attends to target", "rejections kept")
-    by_paper = row("paper's definition", "flips")
-    outside_set, outside_circuit = random("random, outside the set"), random("random, outside the circuit")
-    share = flips["n_heads"] / total
-    against = f"random sets outside it: {outside_set[0]:.3f}; outside the circuit: {outside_circuit[0]:.3f}"
-    curve = zeroed.filter((pl.col("condition") == "largest effects") & (pl.col("measure") == "flips"))
-    few = curve.filter(pl.col("n_heads") <= 3).sort("value", "n_heads", descending=[False, True]).row(-1, named=True)
-    kept_by_random = random("random, outside the set", "rejections kept")[0]
-    claims = [
-        Claim(
-            criterion="Some heads attend from the verdict's opening to the target's digits, at most 15 % of all heads",
-            paper="33 of 576 heads (5.7 %), measured at the result's last digit",
-            ours=share,
-            n=traces_read,
-            control=f"{flips['n_heads']} of {total} heads: {flips['heads']}",
-            met=0 < share <= 0.15,
-        ),
-        Claim(
-            criterion="Some heads attend from the result's last digit to the target, the paper's own definition",
-            paper="33 of 576 heads (5.7 %)",
-            ours=by_paper["n_heads"] / total,
-            n=traces_read,
-            control=f"{by_paper['n_heads']} of {total} heads: {by_paper['heads'] or 'none'}",
-            met=by_paper["n_heads"] > 0,
-        ),
-        Claim(
-            criterion="Without the heads that attend to the target at least 95 % of acceptances flip",
-            paper="100 % (33 heads, n = 300)",
-            ours=flips["value"],
-            low=flips["low"],
-            high=flips["high"],
-            n=flips["n"],
-            control=against,
-            met=flips["n_heads"] > 0 and flips["value"] >= 0.95,
-        ),
-        Claim(
-            criterion="Without them at least 95 % of rejections stay",
-            paper="not done",
-            ours=kept["value"] if kept["n"] else 0.0,
-            low=kept["low"],
-            high=kept["high"],
-            n=kept["n"],
-            control=f"random sets: {kept_by_random:.3f}; zeroing pushes to the commoner verdict, so it says little",
-            met=kept["n_heads"] > 0 and kept["value"] >= 0.95,
-        ),
-    ]
-    for name, (mean, low, high, draws, most) in (
-        ("the set", outside_set),
-        ("the set and the circuit", outside_circuit),
-    ):
-        claims.append(
-            Claim(
-                criterion=f"As many random heads from outside {name} flip at most 10 % on average, interval included",
-                paper="not done",
-                ours=mean,
-                low=low,
-                high=high,
-                n=draws,
-                control=f"the largest of {draws} draws flips {most:.3f}",
-                met=high is not None and high <= 0.1,
-            )
-        )
-    claims.append(
-        Claim(
-            criterion="Three heads or fewer, in order of their single effect, flip at least 90 %",
-            paper="100 % (3 heads, n = 300)",
-            ours=few["value"],
-            low=few["low"],
-            high=few["high"],
-            n=few["n"],
-            control=f"{few['heads']}; {against}",
-            met=few["value"] >= 0.9,
-        )
-    )
-    return claims
+    return head_claims.claims(table, found(table))

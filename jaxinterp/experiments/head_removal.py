@@ -1,36 +1,31 @@
-"""Reading the verdicts of a CountDown model with some of its attention heads taken out."""
+"""Taking attention heads out of a model, as cells of a sweep: which heads, at which tokens, and what takes their place.
+
+`removal_cells` is what other experiments want: it turns labelled sets of heads into the cells of `cases.sweep`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 import jaxinterp as ji
 from jaxinterp.analysis import heads
 from jaxinterp.analysis.heads import Head
-from jaxinterp.experiments import countdown_traces as traces
-from jaxinterp.experiments.countdown_traces import Batch, Place, Written
+from jaxinterp.experiments import cases
+from jaxinterp.experiments.cases import Case, Group
 from jaxinterp.models.language_model import LanguageModel
-from jaxinterp.tasks import verification
 
-PLACES: tuple[Place, ...] = ("verdict", "result")
-_DIGITS = 3  # a target has at most three
+Method = Literal["zero", "mean", "resample"]
+Position = Literal["all tokens", "verdict", "result", "verdict and result"]
 
-
-@dataclasses.dataclass(frozen=True)
-class Verdicts:
-    """Chosen verdicts of some traces.
-
-    Attributes:
-        batches: All of them, ready to be read.
-        valid: Whether each verdict is to accept, [n].
-    """
-
-    batches: list[Batch]
-    valid: np.ndarray
+METHODS: tuple[Method, ...] = ("zero", "mean", "resample")
+POSITIONS: tuple[Position, ...] = ("all tokens", "verdict", "result", "verdict and result")
+_SINGLE: dict[Position, tuple[Position, ...]] = {"verdict and result": ("result", "verdict")}
+_READ_AT_ONCE = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,144 +34,169 @@ class Removal:
 
     Attributes:
         condition: Name of the set in the table.
-        heads: The set.
-        method: Zeros, or the mean over tokens of selection traces, in place of the heads.
-        position: At which tokens.
+        heads: The set; an empty one leaves the model as it is.
+        method: What takes the place of the heads' outputs: zeros, their mean over the tokens of other texts, or what
+            one other text has at as many tokens from its end.
+        position: At which tokens: all, the one that opens the verdict, the last digit of the result before it, or both.
         draw: Number of a random set.
     """
 
     condition: str
-    heads: Sequence[Head]
-    method: Literal["zero", "mean"] = "zero"
-    position: Place | Literal["all tokens"] = "all tokens"
+    heads: tuple[Head, ...]
+    method: Method = "zero"
+    position: Position = "all tokens"
     draw: int | None = None
 
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The columns of the table that say what was taken out."""
+        return {
+            "condition": self.condition,
+            "method": self.method,
+            "position": self.position,
+            "heads": heads.label(self.heads),
+            "n_heads": len(self.heads),
+            "draw": self.draw,
+        }
 
-def accepted_of(written: Sequence[Written], batch_size: int) -> Verdicts:
-    """The accepted attempt of each trace.
 
-    Args:
-        written: Traces with one.
-        batch_size: Most traces per batch.
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """What heads give out in other texts.
 
-    Returns:
-        As many verdicts as traces.
+    Attributes:
+        values: Layer -> [text, column, head, projection], columns counted from the end: the last one is that of `" ("`.
+            In front of a shorter text its first token is repeated.
+        means: Position (but not both tokens) -> a cache of one token, which holds the mean over those tokens.
     """
-    chosen = [
-        (index, next(place for place, verdict in enumerate(trace.verdicts) if verdict.valid))
-        for index, trace in enumerate(written)
-    ]
-    return Verdicts(traces.batch_verdicts(written, chosen, batch_size), np.ones(len(chosen), bool))
+
+    values: Mapping[int, np.ndarray]
+    means: Mapping[Position, ji.Cache]
+
+    def of_others(self, group: Group, seed: int = 0) -> ji.Cache:
+        """For every row of a group what a text drawn at random has, as if it were the row's own."""
+        width = group.ids.shape[1]
+        arrays = {}
+        for layer, own in self.values.items():
+            drawn = np.random.default_rng(seed).integers(len(own), size=group.order.max() + 1)[group.order]
+            front = ((0, 0), (max(0, width - own.shape[1]), 0), (0, 0), (0, 0))
+            arrays["z", layer] = np.pad(own[drawn, -width:], front, mode="edge")
+        return ji.Cache(arrays, group.ids, group.mask)
 
 
-def both_kinds_of(
-    solved: Sequence[Written], unsolved: Sequence[Written], batch_size: int, rng: np.random.Generator
-) -> Verdicts:
-    """The accepted attempt of each solved trace, and as many rejected ones.
-
-    Args:
-        solved: Traces with an accepted attempt.
-        unsolved: Traces without one; they give rejected attempts where those of the solved ones do not last.
-        batch_size: Most traces per batch.
-        rng: Draws among the rejected attempts of the solved traces.
-
-    Returns:
-        The accepted attempts, then the rejected ones.
-    """
-    written = [*solved, *unsolved]
-    places = [
-        (index, place, verdict) for index, trace in enumerate(written) for place, verdict in enumerate(trace.verdicts)
-    ]
-    accepted = [(index, place) for index, place, verdict in places if verdict.valid]
-    rejected = [(index, place) for index, place, verdict in places if not verdict.valid]
-    same = [choice for choice in rejected if choice[0] < len(solved)]
-    kept = [same[index] for index in rng.permutation(len(same))] + rejected[len(same) :]
-    chosen = [*accepted, *kept[: len(accepted)]]
-    return Verdicts(traces.batch_verdicts(written, chosen, batch_size), np.arange(len(chosen)) < len(accepted))
-
-
-def attention_to_target(model: LanguageModel, verdicts: Verdicts) -> dict[Place, np.ndarray]:
-    """How much each head looks at the target.
-
-    From the verdict's opening: attention to each digit of the target, all its mentions together; the digit with more
-    of it counts. From the result's last digit: to the last digit of the mentions in prompt and preamble, which is the
-    paper's score.
+def read_sources(model: LanguageModel, others: Sequence[Case], layers: Sequence[int]) -> Sources:
+    """Reads what heads give out in other texts, to put it in place of what they give out in the texts of a sweep.
 
     Args:
         model: The model.
-        verdicts: Where to look from.
+        others: Cases of another split.
+        layers: The layers of the heads.
 
     Returns:
-        Place -> attention mass in [0, 1], averaged over verdicts, [layer, head].
+        The numbers; each text takes `layers * tokens * heads * projection` of them.
     """
-    totals: dict[Place, np.ndarray] = {
-        place: np.zeros((model.architecture.layers, model.architecture.heads, _DIGITS)) for place in PLACES
-    }
-    for batch in verdicts.batches:
-        groups = _targets(batch)
-        _, cache = ji.run(model, batch.ids, batch.mask, sites=[ji.pattern(...)], logits=None, batch_size=16)
-        for layer in range(model.architecture.layers):
-            pattern = cache["pattern", layer][None, batch.rows]
-            for place in PLACES:
-                mass = heads.attention_to(pattern, batch.slots(place), groups[place])
-                totals[place][layer] += mass.sum(axis=(0, 1))
-    return {place: (total / len(verdicts.valid)).max(axis=-1) for place, total in totals.items()}
+    width = max(group.ids.shape[1] for group in cases.grouped(others))
+    shape = (len(others), width, model.architecture.heads, model.architecture.projection)
+    values = {layer: np.zeros(shape, np.float32) for layer in layers}
+    parts: dict[Position, list[dict[int, np.ndarray]]] = {name: [] for name in POSITIONS if name not in _SINGLE}
+    for group in cases.grouped(others, _READ_AT_ONCE):
+        _, cache = ji.run(model, group.ids, group.mask, sites=[ji.z(*layers)], logits=None)
+        rows = np.arange(len(group.cases))
+        for layer in layers:
+            own = cache["z", layer]
+            first = own[rows, group.pads]
+            filled = np.where(group.mask[:, :, None, None], own, first[:, None])
+            front = ((0, 0), (width - filled.shape[1], 0), (0, 0), (0, 0))
+            values[layer][group.order] = np.pad(filled, front, mode="edge")
+        parts["all tokens"].append({layer: cache["z", layer][group.mask] for layer in layers})
+        for place in cases.PLACES:
+            parts[place].append({layer: cache["z", layer][rows, group.columns(place)] for layer in layers})
+    means = {position: _one_token(found, layers) for position, found in parts.items()}
+    return Sources(values, means)
 
 
-def _targets(batch: Batch) -> dict[Place, np.ndarray]:
-    """The slots that count as the target from each place, [n, digit, seq]; digits from the last one."""
-    shape = (len(batch.rows), _DIGITS, batch.ids.shape[1])
-    groups: dict[Place, np.ndarray] = {place: np.zeros(shape, bool) for place in PLACES}
-    for index, (verdict, pad) in enumerate(zip(batch.verdicts, batch.pads, strict=True)):
-        for mention in verdict.mentions:
-            for digit, token in enumerate(reversed(mention)):
-                groups["verdict"][index, digit, token + pad] = True
-        groups["result"][index, 0, np.array(verdict.stated_last_digits, int) + pad] = True
-    return groups
+def _one_token(parts: Sequence[Mapping[int, np.ndarray]], layers: Sequence[int]) -> ji.Cache:
+    mean = {layer: np.concatenate([part[layer] for part in parts]).mean(axis=0) for layer in layers}
+    arrays = {("z", layer): mean[layer][None, None] for layer in layers}
+    return ji.Cache(arrays, np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
 
 
-def read_values(model: LanguageModel, verdicts: Verdicts) -> ji.Cache:
-    """Values of all heads on one batch, for their means over tokens.
+def removal_cells(
+    removals: Sequence[Removal], sources: Sources | None = None, seed: int = 0
+) -> Callable[[Group], list[ji.Cell]]:
+    """The cells that take heads out, as `cases.sweep` wants them.
 
     Args:
-        model: The model.
-        verdicts: Their last batch is read, that of the longest traces.
+        removals: One cell for each; its labels are `condition`, `method`, `position`, `heads` (as text), `n_heads` and
+            `draw`.
+        sources: For mean and resample: what the heads give out in other texts.
+        seed: Of the choice of a text for each row.
 
     Returns:
-        The cache, which holds the site `z` of all layers.
+        Group of cases -> cells.
+
+    Raises:
+        ValueError: A removal needs sources, and there are none.
+
+    >>> everywhere = Removal("a pair", ((4, 5), (4, 0)))
+    >>> at_the_end = dataclasses.replace(everywhere, position="verdict")
+    >>> cells = removal_cells([everywhere, at_the_end])
     """
-    batch = verdicts.batches[-1]
-    filled = np.unique(batch.rows)
-    return ji.run(model, batch.ids[filled], batch.mask[filled], sites=[ji.z(...)], logits=None)[1]
+    lacking = [removal.method for removal in removals if removal.method != "zero" and removal.heads]
+    if sources is None and lacking:
+        raise ValueError(f"{lacking[0]} removal needs sources; read them with read_sources from cases of another split")
+    resampled = any(removal.method == "resample" for removal in removals)
+
+    def cells(group: Group) -> list[ji.Cell]:
+        others = sources.of_others(group, seed) if sources is not None and resampled else None
+        means = None if sources is None else sources.means
+        edit = functools.partial(take_out, means=means, others=others)
+        return [ji.Cell(removal.labels, functools.partial(edit, removal=removal)) for removal in removals]
+
+    return cells
 
 
-def read_rejections(
-    model: LanguageModel, verdicts: Verdicts, removal: Removal, cache: ji.Cache | None = None
-) -> np.ndarray:
-    """Lets a model judge with some heads taken out; other heads compile nothing new.
+def take_out(
+    model: LanguageModel,
+    removal: Removal,
+    means: Mapping[Position, ji.Cache] | None = None,
+    others: ji.Cache | None = None,
+) -> LanguageModel:
+    """Takes heads out of a model. Other heads compile nothing new.
 
     Args:
-        model: A CountDown model.
-        verdicts: What it shall judge.
-        removal: The heads.
-        cache: For a mean removal: values of the heads, as from `read_values`.
+        model: The model; it stays as it is.
+        removal: What to take out.
+        means: For a mean removal; see `Sources`.
+        others: For a resampled one: what takes the place of the heads' outputs in each row, as from
+            `Sources.of_others`.
 
     Returns:
-        Whether its most probable next token rejects, boolean [n].
+        The edited model.
     """
-    _, rejecting = verification.verdict_tokens(model.require_tokenizer())
     by_layer: dict[int, list[int]] = {}
     for layer, head in removal.heads:
         by_layer.setdefault(layer, []).append(head)
-    sites = [ji.head(layer, *chosen) for layer, chosen in by_layer.items()]
-    rejected = np.zeros(len(verdicts.valid), bool)
-    everywhere = ji.ablate(model, *sites, method=removal.method, cache=cache) if sites else model
-    for batch in verdicts.batches:
-        edited = everywhere
-        if sites and removal.position != "all tokens":
-            at = ji.mask(batch.tokens_at(removal.position))
-            edited = ji.ablate(model, *sites, method=removal.method, cache=cache, at=at)
-        logits, _ = ji.run(edited, batch.ids, batch.mask)
-        assert logits is not None
-        rejected[batch.order] = np.isin(logits[batch.rows, batch.slots("verdict")].argmax(-1), rejecting)
-    return rejected
+    sites = [ji.head(layer, *chosen) for layer, chosen in sorted(by_layer.items())]
+    if not sites:
+        return model
+    if removal.method == "resample":
+        assert others is not None, "resampling needs others"
+        for site in sites:
+            model = ji.interchange(model, site, others, at=_tokens(removal.position))
+        return model
+    if removal.method == "mean":
+        assert means is not None, "a mean removal needs means"
+        for position in _SINGLE.get(removal.position, (removal.position,)):
+            model = ji.ablate(model, *sites, method="mean", cache=means[position], at=_tokens(position))
+        return model
+    return ji.ablate(model, *sites, at=_tokens(removal.position))
+
+
+def _tokens(position: Position) -> Any:
+    """Both ways to name two tokens have one shape, so that they share a program."""
+    if position == "all tokens":
+        return ji.everywhere()
+    if position == "verdict":
+        return ji.last()
+    return ji.at(-2, -2) if position == "result" else ji.at(-2, -1)
