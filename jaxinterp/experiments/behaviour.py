@@ -1,0 +1,123 @@
+"""How two stages of a training go about the same problems: what they solve, and in which style."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxinterp as ji
+from jaxinterp.analysis import statistics
+from jaxinterp.experiments import cases
+from jaxinterp.models.language_model import LanguageModel
+from jaxinterp.tasks import continuations, countdown
+from jaxinterp.tasks.countdown import Problem
+
+_ENDINGS = ("\n\n", "Using the numbers")
+_ANSWERED = "</answer>"
+_RESAMPLES = 1000
+
+
+def greedy(
+    start: LanguageModel, problems: Sequence[Problem], solved: np.ndarray, max_new_tokens: int, batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """What the start model solves greedily, beside what the other one did.
+
+    Args:
+        start: The model that training started from.
+        problems: What is asked.
+        solved: Whether the other model solved each.
+        max_new_tokens: Cap on a response.
+        batch_size: Problems at a time.
+
+    Yields:
+        Rows: `measure` solved greedily and gain, greedily (problem by problem), `model`, `value`, `low`, `high`, `n`.
+    """
+    texts = write(start, problems, max_new_tokens, batch_size)
+    before = np.array([_solves(text, problem) for text, problem in zip(texts, problems, strict=True)])
+    for which, hits in (("model", solved), ("start", before)):
+        yield {"measure": "solved greedily", "model": which} | cases.proportion(hits)
+    yield {"measure": "gain, greedily", "model": "both"} | cases.mean(solved.astype(float) - before)
+
+
+def sampled(
+    models: Mapping[str, LanguageModel], problems: Sequence[Problem], max_new_tokens: int, batch_size: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """What both models do at temperature 1.
+
+    Args:
+        models: `{"model": ..., "start": ...}`.
+        problems: What is asked; one text each.
+        max_new_tokens: Cap on a response.
+        batch_size: Problems at a time.
+        seed: Of the texts.
+
+    Yields:
+        Rows: `measure` style (`kind`: which), style entropy (nats), in the template (attempts with verdicts and, if
+        the text ended, an answer), ended, solved at temperature 1, and the gain; `model`, `value`, `low`, `high`, `n`.
+    """
+    hits = {}
+    for which, model in models.items():
+        texts = write(model, problems, max_new_tokens, batch_size, jax.random.key(seed))
+        hits[which] = np.array([_solves(text, problem) for text, problem in zip(texts, problems, strict=True)])
+        rows = [*_styles(texts), {"measure": "solved at temperature 1"} | cases.proportion(hits[which])]
+        yield from (row | {"model": which} for row in rows)
+    gain = cases.mean(hits["model"].astype(float) - hits["start"])
+    yield {"measure": "gain, at temperature 1", "model": "both"} | gain
+
+
+def write(
+    model: LanguageModel,
+    problems: Sequence[Problem],
+    max_new_tokens: int,
+    batch_size: int,
+    key: jax.Array | None = None,
+) -> list[str]:
+    """Lets a model solve problems.
+
+    Args:
+        model: The model.
+        problems: What is asked. The last batch is filled up, so that all of them are one program.
+        max_new_tokens: Cap on a response.
+        batch_size: Problems at a time.
+        key: For temperature 1; greedy without it.
+
+    Returns:
+        Prompt and response of each, up to the end of the answer.
+    """
+    texts = []
+    size = min(batch_size, len(problems))
+    for first in range(0, len(problems), size):
+        prompts = [problem.prompt for problem in problems[first : first + size]]
+        responses = ji.generate(
+            model,
+            prompts + prompts[:1] * (size - len(prompts)),
+            max_new_tokens,
+            temperature=0.0 if key is None else 1.0,
+            stop=_ENDINGS,
+            key=None if key is None else jax.random.fold_in(key, first),
+        )
+        for prompt, response in zip(prompts, responses, strict=False):
+            answer, closed, _ = response.partition(_ANSWERED)
+            texts.append(prompt + answer + closed)
+    return texts
+
+
+def _solves(text: str, problem: Problem) -> bool:
+    return countdown.score(text, problem) == 1.0
+
+
+def _styles(texts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    traces = [countdown.parse(text) for text in texts]
+    styles = np.array([continuations.STYLES.index(continuations.style(trace)) for trace in traces])
+    for number, name in enumerate(continuations.STYLES):
+        yield {"measure": "style", "kind": name} | cases.proportion(styles == number)
+    low, high = statistics.bootstrap(styles, 0, continuations.entropy, _RESAMPLES)
+    entropy = {"value": continuations.entropy(styles), "low": low, "high": high, "n": len(styles)}
+    yield {"measure": "style entropy"} | entropy
+    ended = np.array([trace.answer is not None for trace in traces])
+    attempts = np.array([bool(trace.attempts) for trace in traces])
+    yield {"measure": "ended"} | cases.proportion(ended)
+    yield {"measure": "in the template"} | cases.proportion(attempts & ended)
