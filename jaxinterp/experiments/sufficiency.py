@@ -213,11 +213,9 @@ def choose_patches(model: LanguageModel, found: Mapping[str, Sequence[Head]], co
         "all heads": every,
     }
     patches = [Patch(name, tuple(chosen), donor=donor) for name, chosen in sets.items() if chosen for donor in DONORS]
-    for name in ("attends to target", "circuit"):
-        if sets[name]:
-            chosen = tuple(sets[name])
-            patches.append(Patch(name, chosen, "patterns"))
-            patches += [Patch(name, chosen, what, "all tokens") for what in _TEXT_KINDS]
+    patches += [Patch(name, tuple(sets[name]), "patterns") for name in ("attends to target", "circuit") if sets[name]]
+    if target:
+        patches += [Patch("attends to target", tuple(target), what, "all tokens") for what in _TEXT_KINDS]
     patches += [Patch("single", (head,)) for head in dict.fromkeys([*target, *circuit])]
     for layer in range(shape[0]):
         patches.append(Patch("all heads of a layer", tuple(head for head in every if head[0] == layer), layer=layer))
@@ -267,9 +265,7 @@ def _last_tokens(read: Mapping[str, np.ndarray], donors: np.ndarray) -> ji.Cache
 
 
 def _put(model: LanguageModel, patch: Patch, cache: ji.Cache) -> LanguageModel:
-    positions = None
-    if patch.position == "verdict":
-        positions = [(-1, -1)]
+    positions = [(-1, -1)]
     if patch.what == "stream":
         assert patch.layer is not None
         return ji.patch(model, ji.resid_post(patch.layer), cache, positions=positions)
@@ -284,8 +280,13 @@ def _put(model: LanguageModel, patch: Patch, cache: ji.Cache) -> LanguageModel:
             "values": ji.Site("v", (layer,), axes.KV_HEAD, groups),
             "patterns": ji.Site("pattern", (layer,), axes.HEAD, tuple(own)),
         }
-        for name in patch.what.split(" and "):
-            model = ji.patch(model, sites[name], cache, positions=positions)
+        wanted = patch.what.split(" and ")
+        if patch.position == "verdict":
+            for name in wanted:
+                model = ji.patch(model, sites[name], cache, positions=positions)
+            continue
+        for name, site in sites.items():  # all of them, some without effect, so that these patches share programs
+            model = ji.interchange(model, site, cache, active=None if name in wanted else ())
     return model
 
 

@@ -45,7 +45,7 @@ def draw(table: pl.DataFrame) -> Figure:
         The figure.
     """
     flips = table.filter(pl.col("measure") == "flips")
-    figure = theme.panels(3, width=11.4, height=4.6, width_ratios=[1.25, 1.0, 0.75])
+    figure = theme.panels(3, width=12.0, height=4.8, width_ratios=[1.2, 0.9, 0.8])
     sets, layers, digits = figure.axes
     every = flips.filter(pl.col("differs") == "all")
     _draw_sets(sets, every)
@@ -82,17 +82,18 @@ def _draw_sets(axes: Axes, table: pl.DataFrame) -> None:
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.6)
     axes.set_xlabel("verdicts that turn (%)")
-    theme.title(axes, "a  What is patched at “ (” from the twin")
+    theme.title(axes, "a  What is patched into the twin")
 
 
 def _draw_layers(axes: Axes, table: pl.DataFrame) -> None:
     for condition, line in (("residual stream", "-"), ("all heads of a layer", ":")):
         rows = table.filter(pl.col("condition") == condition, pl.col("donor") == "twin").sort("layer")
-        for direction, colour, _, _ in _WAYS:
+        for direction, colour, shift, _ in _WAYS:
             some = rows.filter(direction=direction)
             percent = [100 * some[column].to_numpy() for column in ("value", "low", "high")]
-            axes.fill_between(some["layer"], percent[1], percent[2], color=colour, alpha=0.15, linewidth=0)
-            axes.plot(some["layer"], percent[0], line, marker="o", color=colour, clip_on=False)
+            places = some["layer"].to_numpy() + shift / 2
+            axes.fill_between(places, percent[1], percent[2], color=colour, alpha=0.15, linewidth=0)
+            axes.plot(places, percent[0], line, marker="o", color=colour, clip_on=False)
         axes.plot([], [], line, color="black", label=condition)
     same = table.filter(condition="residual stream", donor="another pair, same verdict").sort("layer")
     worst = same.group_by("layer", maintain_order=True).agg(pl.col("value").max())
@@ -105,22 +106,28 @@ def _draw_layers(axes: Axes, table: pl.DataFrame) -> None:
 
 
 def _draw_digits(axes: Axes, table: pl.DataFrame) -> None:
+    names = {
+        "first three that attend to target": "first three that\nattend to target",
+        "three largest effects": "three largest\neffects",
+    }
     rows = table.filter(
-        pl.col("condition").is_in(["single", "first three that attend to target", "three largest effects"]),
+        pl.col("condition").is_in(["single", *names]),
         pl.col("differs") != "all",
         pl.col("donor") == "twin",
         pl.col("direction") == "into rejected",
+    ).with_columns(
+        name=pl.when(pl.col("condition") == "single").then("heads").otherwise(pl.col("condition").replace(names))
     )
-    names = rows["heads"].unique(maintain_order=True).to_list()
-    grid = np.full((len(names), len(_DIFFERENCES)), np.nan)
-    for name, differs, value in rows.select("heads", "differs", "value").iter_rows():
-        grid[names.index(name), _DIFFERENCES.index(differs)] = value
+    labels = rows["name"].unique(maintain_order=True).to_list()
+    grid = np.full((len(labels), len(_DIFFERENCES)), np.nan)
+    for name, differs, value in rows.select("name", "differs", "value").iter_rows():
+        grid[labels.index(name), _DIFFERENCES.index(differs)] = value
     axes.imshow(100 * grid, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for place in zip(*np.nonzero(~np.isnan(grid)), strict=True):
         colour = "white" if grid[place] > 0.55 else "black"
         axes.text(place[1], place[0], f"{100 * grid[place]:.0f}", ha="center", va="center", fontsize=7, color=colour)
     axes.grid(visible=False)
     axes.set_xticks(range(len(_DIFFERENCES)), _DIFFERENCES)
-    axes.set_yticks(range(len(names)), [name.replace(" ", "\n") for name in names], fontsize=7)
-    axes.set_xlabel("digits in which the targets differ")
-    theme.title(axes, "c  Into rejected: verdicts that turn (%)")
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_xlabel("digits in which targets differ")
+    theme.title(axes, "c  Into rejected, by digit (%)")
