@@ -145,6 +145,8 @@ class _Part:
     def first_changes(self, due: np.ndarray, sizes: Sizes) -> np.ndarray:
         """The first column that each cell changes: of those that are due, as found; of the others, as they say.
 
+        Those that act at the last column alone are not looked at: running them costs less.
+
         Args:
             due: Which cells are run.
             sizes: How much is run at a time.
@@ -155,7 +157,8 @@ class _Part:
         columns = self._columns.copy()
         length = self._texts.tokens.shape[1]
         tile = _power_of_two(sizes.tile // (len(self._rows) * length))
-        on_stream = np.asarray([cell for cell in due if _is_on_stream(self._routes[cell])], int)
+        on_stream = [cell for cell in due if _is_on_stream(self._routes[cell]) and columns[cell] < length - 1]
+        on_stream = np.asarray(on_stream, int)
         for first in range(0, len(on_stream), max(1, sizes.cells)):
             cells = on_stream[first : first + max(1, sizes.cells)]
             some = self.take(cells, 0)
