@@ -152,3 +152,27 @@ def export(model: Model, /, *, output: Path) -> None:
     import jaxinterp as ji
 
     ji.save(load_model(model), output)
+
+
+def dry_run(
+    source: Annotated[Positional[str], arg(metavar="SHAPE")],
+    /,
+    *,
+    dtype: str = "bfloat16",
+    devices: int = 1,
+    memory: float = 80.0,
+    seq: int = 1024,
+) -> None:
+    """Trace a model's programs without its weights, and say what memory they take.
+
+    Args:
+        source: A config.json, a folder that holds one, or a shape that ships with the package, such as
+            shape:qwen2.5-3b and shape:r1-distill-qwen-14b.
+        dtype: Of the weights: "float32", "float16" or "bfloat16".
+        devices: How many there are.
+        memory: Of each, in GiB.
+        seq: Tokens in each text.
+    """
+    from jaxinterp.analysis import dry_run as trial
+
+    print(trial.describe(trial.measure(source, dtype, devices, memory, seq)))
