@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -49,3 +49,25 @@ def records(claims: Iterable[Claim]) -> list[dict[str, Any]]:
     True
     """
     return [dataclasses.asdict(claim) for claim in claims]
+
+
+def summarise(gathered: Iterable[Mapping[str, Any]]) -> str:
+    """Claims of several experiments as a Markdown table.
+
+    Args:
+        gathered: Rows of `check.json`, each with the name of its `experiment`.
+
+    Returns:
+        One line per claim.
+
+    >>> row = {"experiment": "x", "criterion": "a >= 1", "paper": "2", "ours": 3.0, "low": 2.5, "high": 3.5, "n": 9}
+    >>> print(summarise([row | {"met": True}]).splitlines()[-1])
+    | x | a >= 1 | 2 | 3 [2.5, 3.5] | 9 | yes |
+    """
+    lines = ["| experiment | criterion | paper | here, 95 % interval | n | met |", "|---|---|---|---:|---:|---|"]
+    for row in gathered:
+        interval = "" if row["low"] is None else f" [{row['low']:.3g}, {row['high']:.3g}]"
+        words = [row["experiment"], row["criterion"], row["paper"], f"{row['ours']:.3g}{interval}", str(row["n"])]
+        met = "yes" if row["met"] else "**no**"
+        lines.append(f"| {' | '.join(word.replace('|', '/') for word in words)} | {met} |")
+    return "\n".join(lines)
