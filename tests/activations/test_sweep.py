@@ -152,8 +152,9 @@ def test_a_patch_from_a_text_that_is_the_same_up_to_there_is_not_run(monkeypatch
     table = ji.sweep(MODEL, [TEXTS[0]], [*cells, whole], METRIC, progress=False)
     step = 16 // STARTS
     deeper = [at for at in range(9, 16) for _ in range(2)]
-    embedding_and_whole = [9, 9]
-    assert sorted(run) == sorted(16 - at // step * step if at < 15 else 1 for at in deeper + embedding_and_whole)
+    embedding_and_whole, not_looked_at = [9, 9], [15]
+    starts = deeper + embedding_and_whole + not_looked_at
+    assert sorted(run) == sorted(16 - at // step * step if at < 15 else 1 for at in starts)
     effects = table["effect"].to_numpy()[:-1].reshape(3, -1)
     np.testing.assert_array_equal(effects[:, :9], 0)
     assert (effects[:, 9:].any(axis=1)).all()
