@@ -325,7 +325,7 @@ def _activity_claims(table: pl.DataFrame) -> list[Claim]:
             f"{random}of their own way to rejection",
             "random, all draws",
             "fall",
-            "random units are hardly apart on average, so that this divides by almost nothing",
+            "on average random units are little apart, so that this divides by little",
         ),
         (
             f"{random}as a fraction of the valid units' way",

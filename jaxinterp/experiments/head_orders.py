@@ -16,7 +16,7 @@ from jaxinterp.experiments.cases import Case
 from jaxinterp.experiments.head_removal import Removal
 from jaxinterp.models.language_model import LanguageModel
 
-SCORES = ("diag", "data at verdict", "data at result", "matrix")
+SCORES: tuple[str, ...] = ("diag", "data at verdict", "data at result", "matrix")
 """The channel scores: the authors' own, and those that follow what heads write, or can write, in the model."""
 ENOUGH = 0.9
 """The share of verdicts that has to turn."""

@@ -26,6 +26,7 @@ from jaxinterp.experiments.cases import Case, Group
 from jaxinterp.experiments.claims import Claim
 from jaxinterp.figures import twin_patches
 from jaxinterp.models.language_model import LanguageModel
+from jaxinterp.sites.taps import Address
 
 PAPER = "lee2025selfverification"
 
@@ -258,7 +259,7 @@ def _needs_text(patch: Patch) -> bool:
 
 def _last_tokens(read: Mapping[str, np.ndarray], donors: np.ndarray) -> ji.Cache:
     """What donors have at their last token, as a run of texts of one token."""
-    arrays = {
+    arrays: dict[Address, np.ndarray] = {
         (site, layer): array[donors][:, None] for site, layers in read.items() for layer, array in enumerate(layers)
     }
     return ji.Cache(arrays, np.zeros((len(donors), 1), np.int32), np.ones((len(donors), 1), bool))

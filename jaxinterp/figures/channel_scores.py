@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from jaxinterp.figures import theme
 
@@ -42,11 +43,11 @@ def draw(table: pl.DataFrame) -> Figure:
     _draw_correlations(correlations, table.filter(stage="correlation"))
     curves = table.filter(stage="curve")
     _draw_curves(few, curves.filter(pool="attends to target"))
-    theme.title(few, "b  Heads that attend to the target, one after another")
+    theme.title(few, "b  Heads that attend to the target")
     _draw_curves(every, curves.filter(pool="all heads"))
-    theme.title(every, "c  All heads, one after another")
+    theme.title(every, "c  All heads")
     _draw_activity(activity, table.filter(stage="activity", measure="activation"))
-    theme.legend_below(figure, columns=5)
+    theme.legend_below(figure, columns=4)
     return figure
 
 
@@ -62,7 +63,9 @@ def _draw_correlations(axes: Axes, table: pl.DataFrame) -> None:
             value, low, high = some.filter(units="valid").select("value", "low", "high").row(0)
             theme.interval(axes, value, place + shift, low, high, colour=_COLOURS[order], label="_")
             if not filled:
-                axes.plot(value, place + shift, "o", markersize=4.5, markerfacecolor="white", color=_COLOURS[order])
+                axes.plot(
+                    value, place + shift, "o", markersize=4.5, markerfacecolor="white", color=_COLOURS[order], zorder=5
+                )
             random = some.filter(units="random")["value"]
             axes.plot(random, np.full(len(random), place + shift), "|", color=theme.GREY, markersize=6, alpha=0.7)
     axes.plot([], [], "o", color=theme.GREY, label="with the margin lost")
@@ -94,6 +97,7 @@ def _draw_curves(axes: Axes, table: pl.DataFrame) -> None:
         )
     axes.axhline(90, color="black", linewidth=0.8, linestyle=":")
     axes.set_ylim(-3, 103)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("heads zeroed, highest score first")
     axes.set_ylabel("acceptances that flip (%)")
 
@@ -102,7 +106,7 @@ def _draw_activity(axes: Axes, table: pl.DataFrame) -> None:
     labels: list[str] = []
     kinds = (
         ("ranking", theme.BLUE, -0.22, "valid units of the ranking"),
-        ("nearest in each layer", theme.GREEN, 0.0, "valid units nearest to the probe of each layer"),
+        ("nearest in each layer", theme.GREEN, 0.0, "valid units nearest to each probe"),
         ("random", theme.GREY, 0.22, "random units (mean of the draws)"),
     )
     for condition, words in _CONDITIONS:
