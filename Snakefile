@@ -41,6 +41,5 @@ rule all:
     default_target: True
     input:
         expand("<results>/{stage}/{file}", stage=CHAIN, file=["table.csv", "figure.svg", "check.json"]),
-        rules.models.input,
         page="<results>/report.html",
     localrule: True

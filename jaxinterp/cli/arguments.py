@@ -20,16 +20,16 @@ Model = Annotated[Positional[str], arg(metavar="MODEL")]
 Experiment = Annotated[Positional[str], arg(metavar="EXPERIMENT")]
 
 
-def load_model(source: str) -> LanguageModel:
+def load_model(source: str, dtype: str = "float32") -> LanguageModel:
     """Loads a model; of a `source.json` that `fetch` wrote, the model beside it under its original name."""
     from jaxinterp import artefacts
     from jaxinterp.models.language_model import load
 
     say(f"loading {source}")
     if not source.endswith("source.json"):
-        return load(source)
+        return load(source, dtype)
     record = artefacts.read_json(source)
-    return dataclasses.replace(load(Path(source).parent / record["path"]), source=record["source"])
+    return dataclasses.replace(load(Path(source).parent / record["path"], dtype), source=record["source"])
 
 
 def edited(model: LanguageModel, edits: tuple[str, ...]) -> LanguageModel:

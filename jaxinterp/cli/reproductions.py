@@ -29,6 +29,7 @@ def run(
     config: str = "{}",
     input: Pairs = (),  # noqa: A002
     arrays: Path | None = None,
+    dtype: str = "float32",
 ) -> None:
     """Run an experiment and write its table.
 
@@ -39,6 +40,7 @@ def run(
         config: Settings as JSON, or the path of a YAML or JSON file; see `jaxinterp schema`.
         input: NAME=PATH of a table (.parquet) or arrays (.safetensors) that another experiment made.
         arrays: Where to write the experiment's arrays, if it makes any (.safetensors).
+        dtype: Of the weights: "float32", or "bfloat16" for a model that is too large otherwise.
     """
     from inspect import signature
 
@@ -47,7 +49,7 @@ def run(
 
     module = experiments.find(experiment)
     settings = load_config(module.Config, read_settings(config), where=experiment)
-    models = {role: load_model(source) for role, source in split_pairs("--model", model).items()}
+    models = {role: load_model(source, dtype) for role, source in split_pairs("--model", model).items()}
     inputs = _Inputs({name: _read_input(path) for name, path in split_pairs("--input", input).items()})
     say(f"running {experiment}")
     started = time.monotonic()

@@ -112,6 +112,18 @@ def test_the_report_holds_everything(finished):
     assert 'src="http' not in page
 
 
+def test_the_whole_of_self_verification_builds_on_the_chain(finished, settings):
+    status, text = finish(snakemake(finished, settings, targets=["self_verification"]))
+    assert status == 0, text[-8000:]
+    assert "measure_ablation" not in text, "what the chain has made is not made again"
+    gathered = artefacts.read_json(finished / "results" / "self_verification" / "check.json")
+    parts = list(dict.fromkeys(record["experiment"] for record in gathered))
+    assert parts[:2] == ["verdicts", "probing"] and len(parts) == 11
+    page = (finished / "results" / "self_verification" / "report.html").read_text()
+    for part in parts:
+        assert f'<section id="{part}">' in page
+
+
 def test_a_second_run_does_nothing(finished, settings):
     before = {path: path.stat().st_mtime_ns for path in (finished / "results").rglob("*") if path.is_file()}
     status, text = finish(snakemake(finished, settings))

@@ -81,10 +81,11 @@ for part, inputs in PARTS.items():
             inputs=input_flags(inputs),
             arrays=lambda wildcards, output: ["--arrays", output.arrays] if "arrays" in output.keys() else [],
             config=as_json(config[part]["config"]),
+            dtype=config["dtype"],
             code=code_digest(f"jaxinterp.experiments.{part}"),
         shell:
             "jaxinterp run {params.experiment:q} --config {params.config:q} --model {params.models:q}"
-            " {params.inputs:q} --output {output.table:q} {params.arrays:q} 2>&1 | tee {log:q}"
+            " --dtype {params.dtype:q} {params.inputs:q} --output {output.table:q} {params.arrays:q} 2>&1 | tee {log:q}"
 
 
 # The whole paper: every experiment above, its claims in one list, and a report of its own.

@@ -8,7 +8,7 @@ from jaxinterp.config import refuse_unknown_keys
 from jaxinterp.experiments import code_digest
 
 ROOT = Path(workflow.basedir)
-SECTIONS = ["models", "edited"]
+SECTIONS = []
 
 
 def read_section(name):
@@ -27,13 +27,13 @@ def read_section(name):
 
 
 def refuse_unknown_sections():
-    known = dict.fromkeys([*SECTIONS, "pathvars"], {})  # pathvars: Snakemake's own
+    known = dict.fromkeys(["models", "edited", "dtype", *SECTIONS, "pathvars"], {})  # pathvars: Snakemake's own
     refuse_unknown_keys(config, {"properties": known, "additionalProperties": False}, "config")
 
 
 def stages():
     """The experiments included, in order."""
-    return SECTIONS[2:]
+    return list(SECTIONS)
 
 
 def caption(name):
