@@ -59,6 +59,7 @@ for part, inputs in PARTS.items():
             **model_records(part),
             **inputs,
         output:
+            **({"arrays": "<results>/probing/directions.safetensors"} if part == "probing" else {}),
             table=f"<results>/{part}/table.parquet",
             csv=report(
                 f"<results>/{part}/table.csv",
@@ -66,7 +67,6 @@ for part, inputs in PARTS.items():
                 category=part,
                 labels={"artefact": "table"},
             ),
-            **({"arrays": "<results>/probing/directions.safetensors"} if part == "probing" else {}),
         log:
             f"<logs>/{part}/measure.log",
         benchmark:
