@@ -26,7 +26,11 @@ Place = Literal["verdict", "result"]
 """The token that opens the verdict (t_valid or t_invalid), and the last digit of the result before it (t_ans)."""
 
 PLACES: tuple[Place, ...] = ("verdict", "result")
-_READ_AT_ONCE = 32
+READ_AT_ONCE = 32
+"""Most cases whose activations are held at once."""
+
+ROWS = 8
+"""Cases in a forward pass that reads: groups of whatever number then compile one shape."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,8 +266,8 @@ def read_at(
         Name -> site name -> array, as from `read`.
     """
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in tokens}
-    for group in grouped(cases, _READ_AT_ONCE):
-        _, cache = ji.run(model, group.ids, group.mask, sites=list(sites), logits=None)
+    for group in grouped(cases, READ_AT_ONCE):
+        _, cache = ji.run(model, group.ids, group.mask, sites=list(sites), logits=None, batch_size=ROWS)
         rows = np.arange(len(group.cases))
         for name, indices in tokens.items():
             columns = np.asarray(indices)[group.order] + group.pads

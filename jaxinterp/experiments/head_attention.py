@@ -14,7 +14,6 @@ from jaxinterp.experiments.cases import PLACES, Case, Group, Place
 from jaxinterp.models.language_model import LanguageModel
 
 _DIGITS = 3  # a target has at most three
-_READ_AT_ONCE = 32
 
 
 def to_target(model: LanguageModel, some: Sequence[Case]) -> dict[Place, np.ndarray]:
@@ -33,9 +32,9 @@ def to_target(model: LanguageModel, some: Sequence[Case]) -> dict[Place, np.ndar
     """
     shape = (model.architecture.layers, model.architecture.heads, _DIGITS)
     totals: dict[Place, np.ndarray] = {place: np.zeros(shape) for place in PLACES}
-    for group in cases.grouped(some, _READ_AT_ONCE):
+    for group in cases.grouped(some, cases.READ_AT_ONCE):
         targets = _targets(group)
-        _, cache = ji.run(model, group.ids, group.mask, sites=[ji.pattern(...)], logits=None)
+        _, cache = ji.run(model, group.ids, group.mask, sites=[ji.pattern(...)], logits=None, batch_size=cases.ROWS)
         for layer in range(shape[0]):
             pattern = cache["pattern", layer][None]
             for place in PLACES:

@@ -25,7 +25,6 @@ Position = Literal["all tokens", "verdict", "result", "verdict and result"]
 METHODS: tuple[Method, ...] = ("zero", "mean", "resample")
 POSITIONS: tuple[Position, ...] = ("all tokens", "verdict", "result", "verdict and result")
 _SINGLE: dict[Position, tuple[Position, ...]] = {"verdict and result": ("result", "verdict")}
-_READ_AT_ONCE = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +98,8 @@ def read_sources(model: LanguageModel, others: Sequence[Case], layers: Sequence[
     shape = (len(others), width, model.architecture.heads, model.architecture.projection)
     values = {layer: np.zeros(shape, np.float32) for layer in layers}
     parts: dict[Position, list[dict[int, np.ndarray]]] = {name: [] for name in POSITIONS if name not in _SINGLE}
-    for group in cases.grouped(others, _READ_AT_ONCE):
-        _, cache = ji.run(model, group.ids, group.mask, sites=[ji.z(*layers)], logits=None)
+    for group in cases.grouped(others, cases.READ_AT_ONCE):
+        _, cache = ji.run(model, group.ids, group.mask, sites=[ji.z(*layers)], logits=None, batch_size=cases.ROWS)
         rows = np.arange(len(group.cases))
         for layer in layers:
             own = cache["z", layer]
