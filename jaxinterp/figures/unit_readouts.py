@@ -61,7 +61,7 @@ def draw(table: pl.DataFrame) -> Figure:
     _draw_curves(
         margins, ablation, "margin, accepted", "accepting - rejecting logit (nats)", "f  … margin at t_valid", 1
     )
-    theme.legend_below(drawn, columns=7)
+    theme.legend_below(drawn, columns=5)
     return drawn
 
 
@@ -89,8 +89,8 @@ def _draw_readouts(axes: Axes, table: pl.DataFrame, shown: Sequence[dict[str, An
     last = max((height for height, _ in _heights(shown)), default=0)
     for polarity, height in (("valid", -0.9), ("invalid", _SHOWN + 0.3)):
         if any(unit["polarity"] == polarity for unit in shown):
-            axes.text(0.0, height, f"{polarity} units", va="center", fontsize=8, fontweight="bold")
-            axes.text(1.9, height, "cosine", va="center", ha="right", fontsize=7, color=theme.GREY)
+            axes.text(0.0, height, f"{polarity} units", va="center", fontsize=7, fontweight="bold")
+            axes.text(1.95, height, "cos", va="center", ha="right", fontsize=7, color=theme.GREY)
             for name, left in starts.items():
                 text = f"raised most by {name}"
                 axes.text(left, height, text, va="center", fontsize=7, color=theme.GREY)
@@ -115,12 +115,15 @@ def _draw_activations(axes: Axes, table: pl.DataFrame, shown: Sequence[dict[str,
                 axes, row["value"], height + shift, row["low"], row["high"], colour, f"activation at {label}"
             )
     axes.axvline(0, color=theme.GREY, linewidth=0.8)
+    axes.set_xscale("symlog", linthresh=1.0)
+    axes.set_xticks([-10, -1, 0, 1, 10], ["-10", "-1", "0", "1", "10"])
+    axes.minorticks_off()
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", left=False, labelleft=False)
     axes.tick_params(axis="x", labelsize=9)
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.6)
-    axes.set_xlabel("mean activation, 95 % interval", fontsize=9)
+    axes.set_xlabel("mean activation (log beyond 1)", fontsize=9)
     theme.title(axes, "b  When they write it")
 
 
@@ -128,10 +131,10 @@ def _draw_words(axes: Axes, table: pl.DataFrame) -> None:
     groups = [
         ("ranking", "valid", "valid, first 20"),
         ("ranking", "invalid", "invalid, first 20"),
-        ("activation", "valid", "valid, by activation"),
-        ("activation", "invalid", "invalid, by activation"),
-        ("random", "valid", "random, read as valid"),
-        ("random", "invalid", "random, read as invalid"),
+        ("activation", "valid", "valid, by\nactivation"),
+        ("activation", "invalid", "invalid, by\nactivation"),
+        ("random", "valid", "random,\nas valid"),
+        ("random", "invalid", "random,\nas invalid"),
     ]
     measures = (
         ("right words in v", theme.GREEN, "right words in v", -0.22),
