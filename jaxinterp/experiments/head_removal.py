@@ -18,6 +18,7 @@ from jaxinterp.analysis.heads import Head
 from jaxinterp.experiments import cases
 from jaxinterp.experiments.cases import Case, Group
 from jaxinterp.models.language_model import LanguageModel
+from jaxinterp.sites.taps import Address
 
 Method = Literal["zero", "mean", "resample"]
 Position = Literal["all tokens", "verdict", "result", "verdict and result"]
@@ -75,7 +76,7 @@ class Sources:
     def of_others(self, group: Group, seed: int = 0) -> ji.Cache:
         """For every row of a group what a text drawn at random has, as if it were the row's own."""
         width = group.ids.shape[1]
-        arrays = {}
+        arrays: dict[Address, np.ndarray] = {}
         for layer, own in self.values.items():
             drawn = np.random.default_rng(seed).integers(len(own), size=group.order.max() + 1)[group.order]
             front = ((0, 0), (max(0, width - own.shape[1]), 0), (0, 0), (0, 0))
@@ -110,13 +111,13 @@ def read_sources(model: LanguageModel, others: Sequence[Case], layers: Sequence[
         parts["all tokens"].append({layer: cache["z", layer][group.mask] for layer in layers})
         for place in cases.PLACES:
             parts[place].append({layer: cache["z", layer][rows, group.columns(place)] for layer in layers})
-    means = {position: _one_token(found, layers) for position, found in parts.items()}
+    means: dict[Position, ji.Cache] = {position: _one_token(found, layers) for position, found in parts.items()}
     return Sources(values, means)
 
 
 def _one_token(parts: Sequence[Mapping[int, np.ndarray]], layers: Sequence[int]) -> ji.Cache:
     mean = {layer: np.concatenate([part[layer] for part in parts]).mean(axis=0) for layer in layers}
-    arrays = {("z", layer): mean[layer][None, None] for layer in layers}
+    arrays: dict[Address, np.ndarray] = {("z", layer): mean[layer][None, None] for layer in layers}
     return ji.Cache(arrays, np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
 
 

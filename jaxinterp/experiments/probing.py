@@ -283,7 +283,8 @@ def check(table: pl.DataFrame) -> list[Claim]:
     early = blocks.filter(pl.col("depth") <= 0.4).sort("value").row(-1, named=True)
     readable = blocks.filter(pl.col("value") >= 0.99)["layer"]
     matched = pairs.filter(pl.col("layer").is_in(readable.implode())).sort("value")
-    weakest = matched.row(0, named=True) if len(matched) else dict.fromkeys(("value", "low", "high", "n"), 0)
+    nothing: dict[str, Any] = {"value": 0.0, "low": 0.0, "high": 0.0, "n": 0}
+    weakest = matched.row(0, named=True) if len(matched) else nothing
     stray = shuffled.sort((pl.col("value") - 0.5).abs()).row(-1, named=True)
     embedding = probe.filter(pl.col("layer") == -1).row(0, named=True)
     cosine = parts["cosine"].filter(pl.col("layer") >= 0).sort("value").row(-1, named=True)
