@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from penzai import pz
 
 Leaves = list[jax.Array | None]
 
@@ -79,10 +81,9 @@ def by_structure(trees: Sequence[Any], common: Callable[[Any], bool] | None = No
         The groups, in the order in which they first occur.
     """
     once = common or (lambda leaf: getattr(leaf, "nbytes", 0) >= _LARGE)
-    flattened = [jax.tree_util.tree_flatten(tree) for tree in trees]
+    flattened = [_flatten(tree) for tree in trees]
     members: dict[Any, list[int]] = {}
-    for number, (leaves, structure) in enumerate(flattened):
-        shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    for number, (_, structure, shapes) in enumerate(flattened):
         members.setdefault((structure, shapes), []).append(number)
     groups = []
     for (structure, _), numbers in members.items():
@@ -93,3 +94,22 @@ def by_structure(trees: Sequence[Any], common: Callable[[Any], bool] | None = No
         ]
         groups.append(Group(numbers, Shared(shared, structure), leaves))
     return groups
+
+
+_Flat = tuple[list[Any], Any, tuple[Any, ...]]
+
+_known: dict[int, tuple[weakref.ref[Any], _Flat]] = {}
+"""The leaves of trees in use: a sweep takes the same few thousand blocks apart again for every buffer."""
+
+
+def _flatten(tree: Any) -> _Flat:
+    """Leaves, structure, and the leaves' shapes and dtypes."""
+    known = _known.get(id(tree))
+    if known is not None and known[0]() is tree:
+        return known[1]
+    leaves, structure = jax.tree_util.tree_flatten(tree)
+    flat = (leaves, structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+    if isinstance(tree, pz.nn.Layer):
+        key = id(tree)
+        _known[key] = (weakref.ref(tree, lambda _: _known.pop(key, None)), flat)
+    return flat

@@ -84,7 +84,12 @@ class Route:
         return dataclasses.replace(self, edited=edited)
 
     def of_rows(self, rows: np.ndarray) -> Route:
-        """The same cell for some of the texts; see `of_rows`."""
+        """The same cell for some of the texts; see `of_rows`.
+
+        A cell whose edits hold no numbers for single texts is returned as it is.
+        """
+        if self.edits is not None and not any(_is_per_row(leaf) for leaf in _named_leaves(self.edits)):
+            return self
         edited = {stage: of_rows(part, rows) for stage, part in self.edited.items()}
         return dataclasses.replace(self, entry=of_rows(self.entry, rows), edited=edited)
 
@@ -231,6 +236,10 @@ def of_rows(tree: Any, rows: np.ndarray) -> Any:
     )
 
 
+def _named_leaves(tree: Any) -> list[Any]:
+    return jax.tree_util.tree_leaves(tree, is_leaf=lambda node: isinstance(node, pz.nx.NamedArray))
+
+
 def check_rows(tree: Any, batch: int) -> None:
     """Refuses edits with numbers for another number of texts.
 
@@ -241,8 +250,7 @@ def check_rows(tree: Any, batch: int) -> None:
     Raises:
         ValueError: There are such edits.
     """
-    is_named = lambda node: isinstance(node, pz.nx.NamedArray)  # noqa: E731  # a leaf test for one expression
-    for leaf in jax.tree_util.tree_leaves(tree, is_leaf=is_named):
+    for leaf in _named_leaves(tree):
         if _is_per_row(leaf) and leaf.named_shape[axes.BATCH] != batch:
             raise ValueError(
                 f"an edit holds numbers for {leaf.named_shape[axes.BATCH]} texts, but there are {batch}; "

@@ -80,6 +80,8 @@ class Config:
     """Other cases of each verdict in which units are taken out."""
     draws: int = 20
     """Random sets of units of each size."""
+    random: int = 60
+    """Cases of each verdict, of the evaluation, in which random sets are taken out."""
     random_units: int = 400
     """Random units that are read out for comparison."""
     seed: int = 0
@@ -137,7 +139,10 @@ def run(config: Config, models: Mapping[str, LanguageModel], inputs: Mapping[str
     rows = [*list_rows(model, facts, lists), *random_rows(model, facts, lists, config.random_units, rng)]
     removed = _removed_sets(facts, sizes, first, config.draws, rng)
     _LOG.info("zeroing %d sets of units in %d cases", len(removed), len(evaluation))
-    rows += _ablation_rows(model, evaluation, removed)
+    listed, drawn = ([entry for entry in removed if ("draw" in entry[0]) == random] for random in (False, True))
+    rows += _ablation_rows(model, evaluation, listed, look_for_malformed=True)
+    fewer = [[case for case in evaluation if case.valid == valid][: config.random] for valid in (True, False)]
+    rows += _ablation_rows(model, [*fewer[0], *fewer[1]], drawn, look_for_malformed=False)
     return pl.DataFrame(rows, schema=_COLUMNS)
 
 
@@ -180,24 +185,27 @@ def _removed_sets(
 
 
 def _ablation_rows(
-    model: LanguageModel, chosen: Sequence[Case], removed: Sequence[tuple[dict[str, Any], list[Unit]]]
+    model: LanguageModel,
+    chosen: Sequence[Case],
+    removed: Sequence[tuple[dict[str, Any], list[Unit]]],
+    *,
+    look_for_malformed: bool,
 ) -> Iterator[dict[str, Any]]:
     accepted = np.array([case.valid for case in chosen])
     margins = cases.values(cases.sweep(model, chosen, _cells(removed), cases.margin(model)), chosen)
-    listed = [index for index, (labels, _) in enumerate(removed) if "draw" not in labels]
-    some = [removed[index] for index in listed]
-    malformed = cases.values(cases.sweep(model, chosen, _cells(some), cases.malformed(model)), chosen) > 0
     kinds = {"accepted": accepted, "rejected": ~accepted}
     mean = {kind: cases.means(margins[:, where].T) for kind, where in kinds.items()}
+    malformed = None
+    if look_for_malformed:
+        malformed = cases.values(cases.sweep(model, chosen, _cells(removed), cases.malformed(model)), chosen) > 0
     for index, (labels, units) in enumerate(removed):
         about = {"part": "ablation", "units": len(units), "control": labels["list"] in ("none", "random"), **labels}
         yield {**about, "measure": "flips", **cases.proportion(margins[index, accepted] < 0)}
         yield {**about, "measure": "rejections kept", **cases.proportion(margins[index, ~accepted] < 0)}
         for kind, where in kinds.items():
             yield {**about, "measure": f"margin, {kind}", **mean[kind][index]}
-            if index in listed:
-                share = cases.proportion(malformed[listed.index(index), where])
-                yield {**about, "measure": f"malformed, {kind}", **share}
+            if malformed is not None:
+                yield {**about, "measure": f"malformed, {kind}", **cases.proportion(malformed[index, where])}
 
 
 def _cells(removed: Sequence[tuple[dict[str, Any], list[Unit]]]) -> Callable[[Group], Sequence[ji.Cell]]:
