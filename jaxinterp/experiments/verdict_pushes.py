@@ -72,7 +72,8 @@ def steer(
         for key, grid in grids.items():
             yield from aim.rows(grid, tokens[key], picks[key], picks[key][:1], place=key[0], **labels)
         tried = {key: _at_the_same(grid, picks[key]) for key, grid in grids.items()}
-        same = {(push.layers, push.scale) for (place, _), some in picks.items() if place == "verdict" for push in some}
+        best = (pick[0] for (place, _), pick in picks.items() if place == "verdict")
+        same = {(push.layers, push.scale) for push in best}
         tried["verdict", "random"] = [
             push
             for layers, scale in sorted(same)

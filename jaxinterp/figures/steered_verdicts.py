@@ -124,9 +124,8 @@ def _draw_repetition(axes: Axes, table: pl.DataFrame, measure: str, name: str) -
             if random:
                 axes.plot(rows["layer"], rows["value"], ":", marker="x", markersize=4, color=colour, linewidth=1)
             else:
-                theme.curve(
-                    axes, *(rows[column].to_list() for column in ("layer", "value", "low", "high")), colour, label
-                )
+                numbers = [rows[column].to_list() for column in ("layer", "value", "low", "high")]
+                theme.curve(axes, *numbers, colour=colour, label=label)
     axes.plot([], [], ":", marker="x", markersize=4, color=theme.GREY, linewidth=1, label="a random vector")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xlabel("behind block")

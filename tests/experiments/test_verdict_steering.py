@@ -12,7 +12,7 @@ from jaxinterp.models.toy import toy
 from jaxinterp.tasks import countdown
 
 SMALL = verdict_steering.Config(
-    training=8, selection=6, evaluation=8, ends=6, scales=(0.5, 2.0), random=2, written=2, new_tokens=24, samples=1
+    training=4, selection=4, evaluation=4, ends=4, scales=(0.5, 2.0), random=2, written=2, new_tokens=24, samples=1
 )
 AIM = Aim("accept", False, 5, (5, 6), (5, 6, 7))
 
@@ -24,8 +24,10 @@ def model():
 
 @pytest.fixture(scope="module")
 def table(model):
-    asked = verdicts.Config(training=10, selection=8, evaluation=10, pairs=2, max_new_tokens=96, batch_size=16)
-    return verdicts.run(asked, {"model": model})
+    asked = verdicts.Config(training=8, selection=8, evaluation=8, pairs=1, max_new_tokens=72, batch_size=8)
+    table = verdicts.run(asked, {"model": model}).filter(pl.col("prefix").is_not_null())
+    lengths = table["prefix"].map_elements(lambda text: len(model.require_tokenizer().encode(text)), pl.Int64)
+    return table.filter(lengths.is_between(66, 114)).with_columns(chosen=True)  # all of one width
 
 
 @pytest.fixture(scope="module")
