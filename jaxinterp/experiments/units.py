@@ -81,7 +81,7 @@ class Config:
     draws: int = 20
     """Random sets of units of each size."""
     random: int = 60
-    """Cases of each verdict, of the evaluation, in which random sets are taken out."""
+    """Cases of each verdict, of the evaluation, in which random sets are taken out and malformed verdicts counted."""
     random_units: int = 400
     """Random units that are read out for comparison."""
     seed: int = 0
@@ -140,9 +140,11 @@ def run(config: Config, models: Mapping[str, LanguageModel], inputs: Mapping[str
     removed = _removed_sets(facts, sizes, first, config.draws, rng)
     _LOG.info("zeroing %d sets of units in %d cases", len(removed), len(evaluation))
     listed, drawn = ([entry for entry in removed if ("draw" in entry[0]) == random] for random in (False, True))
-    rows += _ablation_rows(model, evaluation, listed, look_for_malformed=True)
-    fewer = [[case for case in evaluation if case.valid == valid][: config.random] for valid in (True, False)]
-    rows += _ablation_rows(model, [*fewer[0], *fewer[1]], drawn, look_for_malformed=False)
+    kinds = [[case for case in evaluation if case.valid == valid][: config.random] for valid in (True, False)]
+    fewer = [case for some in kinds for case in some]
+    rows += _ablation_rows(model, evaluation, listed)
+    rows += _ablation_rows(model, fewer, drawn)
+    rows += _malformed_rows(model, fewer, listed)
     return pl.DataFrame(rows, schema=_COLUMNS)
 
 
@@ -184,31 +186,31 @@ def _removed_sets(
     return removed
 
 
-def _ablation_rows(
-    model: LanguageModel,
-    chosen: Sequence[Case],
-    removed: Sequence[tuple[dict[str, Any], list[Unit]]],
-    *,
-    look_for_malformed: bool,
-) -> Iterator[dict[str, Any]]:
+Removed = Sequence[tuple[dict[str, Any], list[Unit]]]
+"""Labels and units of what is taken out."""
+
+
+def _ablation_rows(model: LanguageModel, chosen: Sequence[Case], removed: Removed) -> Iterator[dict[str, Any]]:
     accepted = np.array([case.valid for case in chosen])
     margins = cases.values(cases.sweep(model, chosen, _cells(removed), cases.margin(model)), chosen)
-    kinds = {"accepted": accepted, "rejected": ~accepted}
-    mean = {kind: cases.means(margins[:, where].T) for kind, where in kinds.items()}
-    malformed = None
-    if look_for_malformed:
-        malformed = cases.values(cases.sweep(model, chosen, _cells(removed), cases.malformed(model)), chosen) > 0
+    mean = {kind: cases.means(margins[:, where].T) for kind, where in (("accepted", accepted), ("rejected", ~accepted))}
     for index, (labels, units) in enumerate(removed):
         about = {"part": "ablation", "units": len(units), "control": labels["list"] in ("none", "random"), **labels}
         yield {**about, "measure": "flips", **cases.proportion(margins[index, accepted] < 0)}
         yield {**about, "measure": "rejections kept", **cases.proportion(margins[index, ~accepted] < 0)}
-        for kind, where in kinds.items():
-            yield {**about, "measure": f"margin, {kind}", **mean[kind][index]}
-            if malformed is not None:
-                yield {**about, "measure": f"malformed, {kind}", **cases.proportion(malformed[index, where])}
+        yield from ({**about, "measure": f"margin, {kind}", **rows[index]} for kind, rows in mean.items())
 
 
-def _cells(removed: Sequence[tuple[dict[str, Any], list[Unit]]]) -> Callable[[Group], Sequence[ji.Cell]]:
+def _malformed_rows(model: LanguageModel, chosen: Sequence[Case], removed: Removed) -> Iterator[dict[str, Any]]:
+    accepted = np.array([case.valid for case in chosen])
+    found = cases.values(cases.sweep(model, chosen, _cells(removed), cases.malformed(model)), chosen) > 0
+    for (labels, units), flags in zip(removed, found, strict=True):
+        about = {"part": "ablation", "units": len(units), "control": labels["list"] == "none", **labels}
+        yield {**about, "measure": "malformed, accepted", **cases.proportion(flags[accepted])}
+        yield {**about, "measure": "malformed, rejected", **cases.proportion(flags[~accepted])}
+
+
+def _cells(removed: Removed) -> Callable[[Group], Sequence[ji.Cell]]:
     def cells(_: Group) -> list[ji.Cell]:
         edits = (functools.partial(ablate_units, units=units, at=ji.last()) for _, units in removed)
         return [ji.Cell({"set": number}, edit) for number, edit in enumerate(edits)]
