@@ -29,6 +29,8 @@ Reads = Literal["text", "token"]
 
 _STEPS_AT_ONCE = 20
 """Between two looks at which texts have ended; always as many, so that another cap compiles nothing new."""
+_SLOTS = 128
+"""Slots for tokens come in multiples of this: more would be read in vain at every step, fewer compile more programs."""
 
 
 def generate_switching(
@@ -92,13 +94,12 @@ def _write(
     reads: Reads,
     batch_size: int,
 ) -> list[list[int]]:
-    """New ids of each row; rows of similar length together, all batches with as many slots."""
+    """New ids of each row; rows of similar length together."""
     keep_compiled_programs()
     lengths = valid.sum(axis=1)
     order = np.argsort(lengths, kind="stable")
     count = min(batch_size, len(order))
     chunks = -(-most // _STEPS_AT_ONCE)
-    slots = bucket(bucket(int(lengths.max())) + chunks * _STEPS_AT_ONCE)
     stops = jnp.asarray(model.architecture.eos or (-1,), jnp.int32)
     found: list[list[int]] = [[] for _ in order]
     for first in range(0, len(order), count):
@@ -107,6 +108,7 @@ def _write(
         width = int(lengths[own].max())
         part = pad_rows(tokens[some, -width:], valid[some, -width:], count, bucket(width))
         bodies = [compiled_form(of_rows(each.body, some)) for each in (model, edited)]
+        slots = -(-(bucket(width) + chunks * _STEPS_AT_ONCE) // _SLOTS) * _SLOTS
         state = _begin(model, bodies, *part, slots, reads)
         parts = []
         for _ in range(chunks):

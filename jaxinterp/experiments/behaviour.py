@@ -21,25 +21,38 @@ _RESAMPLES = 1000
 
 
 def greedy(
-    start: LanguageModel, problems: Sequence[Problem], solved: np.ndarray, max_new_tokens: int, batch_size: int
+    models: Mapping[str, LanguageModel],
+    problems: Sequence[Problem],
+    solved: np.ndarray,
+    finished: np.ndarray,
+    max_new_tokens: int,
+    batch_size: int,
 ) -> Iterator[dict[str, Any]]:
-    """What the start model solves greedily, beside what the other one did.
+    """What both models solve greedily.
 
     Args:
-        start: The model that training started from.
+        models: `{"model": ..., "start": ...}`.
         problems: What is asked.
-        solved: Whether the other model solved each.
+        solved: Whether `model` is known to have solved each.
+        finished: Whether it is known to have come to an end there; it solves the others again, under this cap.
         max_new_tokens: Cap on a response.
         batch_size: Problems at a time.
 
     Yields:
         Rows: `measure` solved greedily and gain, greedily (problem by problem), `model`, `value`, `low`, `high`, `n`.
     """
-    texts = write(start, problems, max_new_tokens, batch_size)
-    before = np.array([_solves(text, problem) for text, problem in zip(texts, problems, strict=True)])
-    for which, hits in (("model", solved), ("start", before)):
+    after = solved.copy()
+    open_ones = np.flatnonzero(~finished).tolist()
+    after[open_ones] = _solve(models["model"], [problems[one] for one in open_ones], max_new_tokens, batch_size)
+    before = _solve(models["start"], problems, max_new_tokens, batch_size)
+    for which, hits in (("model", after), ("start", before)):
         yield {"measure": "solved greedily", "model": which} | cases.proportion(hits)
-    yield {"measure": "gain, greedily", "model": "both"} | cases.mean(solved.astype(float) - before)
+    yield {"measure": "gain, greedily", "model": "both"} | cases.mean(after.astype(float) - before)
+
+
+def _solve(model: LanguageModel, problems: Sequence[Problem], max_new_tokens: int, batch_size: int) -> np.ndarray:
+    texts = write(model, problems, max_new_tokens, batch_size)
+    return np.array([_solves(text, problem) for text, problem in zip(texts, problems, strict=True)], bool)
 
 
 def sampled(
@@ -88,12 +101,11 @@ def write(
         Prompt and response of each, up to the end of the answer.
     """
     texts = []
-    size = min(batch_size, len(problems))
-    for first in range(0, len(problems), size):
-        prompts = [problem.prompt for problem in problems[first : first + size]]
+    for first in range(0, len(problems), batch_size):
+        prompts = [problem.prompt for problem in problems[first : first + batch_size]]
         responses = ji.generate(
             model,
-            prompts + prompts[:1] * (size - len(prompts)),
+            prompts + prompts[:1] * (batch_size - len(prompts)),
             max_new_tokens,
             temperature=0.0 if key is None else 1.0,
             stop=_ENDINGS,

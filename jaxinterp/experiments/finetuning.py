@@ -59,24 +59,24 @@ class Config:
 
     selection: int = 300
     """Accepted cases of the selection on which attention is measured in the start model."""
-    scan: int = 40
+    scan: int = 24
     """Of these, cases on which each single head is taken out of it."""
     attention_threshold: float = 0.1
     """A head looks at the target if it spends more than this share of its attention on it."""
     circuit_threshold: float = 0.1
     """A head belongs to the circuit if at least this share of acceptances flips without it."""
-    questions: int = 300
+    questions: int = 200
     """Held-out attempts of each kind, right and wrong, that are asked about."""
     pairs: int = 100
     """Minimal pairs of each kind whose questions are patched."""
     draws: int = 20
     """Random sets of heads; each is taken out in its own part of the questions."""
-    problems: int = 300
+    problems: int = 256
     """Held-out problems that the start model solves greedily; the other model's answers are in the verdicts."""
     sampled: int = 256
     """Of these, problems that both models solve at temperature 1."""
-    max_new_tokens: int = 200
-    """Cap on a response, in tokens."""
+    max_new_tokens: int = 400
+    """Cap on a response, in tokens; problems that the verdicts' model did not finish there are given to it again."""
     batch_size: int = 64
     """Problems at a time."""
     seed: int = 0
@@ -131,10 +131,10 @@ def run(config: Config, models: Mapping[str, LanguageModel], inputs: Mapping[str
         rows += [row | about for row in question_effects.zeroed(one, asked, sets, config.draws, config.seed)]
         found = question_effects.patched(one, inputs["verdicts"], sets, config.pairs, config.draws, config.seed)
         rows += [row | about | {"part": "patching"} for row in found]
-    problems, solved = _problems(inputs["verdicts"], config.problems)
+    problems, solved, finished = _problems(inputs["verdicts"], config.problems)
     _LOG.info("%d problems for %s, greedily", len(problems), start.source)
     size = (config.max_new_tokens, config.batch_size)
-    rows += [row | {"part": "behaviour"} for row in behaviour.greedy(start, problems, solved, *size)]
+    rows += [row | {"part": "behaviour"} for row in behaviour.greedy(models, problems, solved, finished, *size)]
     _LOG.info("%d of them for both at temperature 1", min(config.sampled, len(problems)))
     found = behaviour.sampled(models, problems[: config.sampled], *size, config.seed)
     rows += [row | {"part": "behaviour"} for row in found]
@@ -198,11 +198,12 @@ def _overlap(own: Mapping[str, Sequence[Head]], others: Mapping[str, Sequence[He
         yield about | {"measure": "overlap", "value": value, "n": len(either)}
 
 
-def _problems(table: pl.DataFrame, most: int) -> tuple[list[countdown.Problem], np.ndarray]:
-    """Problems of the evaluation whose traces have an attempt, and whether the model of the table solved them."""
+def _problems(table: pl.DataFrame, most: int) -> tuple[list[countdown.Problem], np.ndarray, np.ndarray]:
+    """Problems of the evaluation whose traces have an attempt; whether the table's model solved and finished them."""
     asked = table.filter((pl.col("split") == "evaluation") & pl.col("prefix").is_not_null())
     asked = asked.unique("problem", keep="first", maintain_order=True).head(most)
-    return [countdown.parse(prefix).problem for prefix in asked["prefix"]], asked["solved"].to_numpy()
+    problems = [countdown.parse(prefix).problem for prefix in asked["prefix"]]
+    return problems, asked["solved"].to_numpy(), asked["finished"].to_numpy()
 
 
 def figure(table: pl.DataFrame) -> Figure:

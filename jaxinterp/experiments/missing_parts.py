@@ -58,6 +58,7 @@ def plan(
     texts: int,
     *,
     curve: int,
+    random: int,
     draws: int,
     seed: int,
 ) -> list[Missing]:
@@ -69,6 +70,7 @@ def plan(
         of_units: As from `units.found`.
         texts: How many there are.
         curve: Longest prefix of the circuit.
+        random: How many of the texts get random sets.
         draws: Random sets of each kind; text `i` gets set `i % draws`.
         seed: Of the random sets.
 
@@ -81,7 +83,7 @@ def plan(
         Missing(NOTHING, "", 0, [[]] * texts, "token"),
         _units(VALID, of_units["valid"], texts),
         _units(BOTH, both, texts),
-        _random_units(model, both, texts, draws, seed),
+        _random_units(model, both, min(texts, random), draws, seed),
         _heads(TARGET, of_heads["target"], texts),
         _heads(TARGET, of_heads["target"], texts, "token"),
         _heads(PAPER_SET, of_heads["paper"], texts),
@@ -90,7 +92,7 @@ def plan(
     found = {*of_heads["target"], *circuit}
     size = max(len(of_heads["target"]), 1)
     for name, outside in ((ANY_HEADS, set[Head]()), (OTHER_HEADS, found)):
-        conditions += _random_heads(model, name, outside, size, texts, draws, seed)
+        conditions += _random_heads(model, name, outside, size, min(texts, random), draws, seed)
     return conditions
 
 

@@ -72,8 +72,10 @@ class Config:
     """Cap on what is written, in tokens."""
     curve: int = 3
     """Longest prefix of the circuit's heads that is taken out."""
+    random: int = 120
+    """Of these, traces at which random heads and units are taken out."""
     draws: int = 20
-    """Random sets of heads and of units; each is taken out in its own part of the traces."""
+    """Random sets of heads and of units; each is taken out in its own part of these traces."""
     recomputed: int = 8
     """Traces that are written once more without a key-value cache."""
     samples: int = 4
@@ -114,6 +116,7 @@ def run(config: Config, models: Mapping[str, LanguageModel], inputs: Mapping[str
         units.found(inputs["units"]),
         len(some),
         curve=config.curve,
+        random=config.random,
         draws=config.draws,
         seed=config.seed,
     )
@@ -123,14 +126,15 @@ def run(config: Config, models: Mapping[str, LanguageModel], inputs: Mapping[str
         if condition.condition != missing_parts.NOTHING and not condition.count:
             rows += _nothing(condition)
             continue
-        _LOG.info("%s (%d) out at %d traces", condition.condition, condition.count, len(some))
-        texts = _write(model, some, condition, config)
+        own = some[: len(condition.sites)]
+        _LOG.info("%s (%d) out at %d traces", condition.condition, condition.count, len(own))
+        texts = _write(model, own, condition, config)
         before = before or texts
         rows += _score(model, condition, texts)
         if condition.condition in (TARGET, BOTH, OTHER_HEADS) and condition.count:
-            rows += _samples(model, condition, some, before, texts, config.samples)
+            rows += _samples(model, condition, own, before, texts, config.samples)
         if condition.condition == TARGET:
-            rows.append(_recompute(model, condition, some, texts, config))
+            rows.append(_recompute(model, condition, own, texts, config))
     return pl.DataFrame(rows, schema=_COLUMNS)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
@@ -18,6 +20,7 @@ _CONDITIONS = (
     ("random, all", "random, all"),
     ("random, outside", "random, outside"),
 )
+_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8, "columnspacing": 1.2, "handletextpad": 0.5}
 _MODELS = (("start", "before"), ("model", "after"))
 _STYLE_COLOURS = (theme.BLUE, theme.SKY, theme.GREEN, theme.PINK, theme.ORANGE, theme.RED, "#C9B458", theme.GREY)
 
@@ -31,7 +34,7 @@ def draw(table: pl.DataFrame) -> Figure:
     Returns:
         The figure.
     """
-    figure = theme.panels(2, 2, width=9.6, height=6.4, width_ratios=[1.0, 1.3])
+    figure = theme.panels(2, 2, width=10.2, height=6.4, width_ratios=[1.0, 1.3])
     weights, answers, solved, styles = figure.axes
     _draw_weights(weights, table.filter(part="weights", measure="cosine"))
     _draw_answers(answers, table.filter(part="questions"))
@@ -64,7 +67,8 @@ def _draw_weights(axes: Axes, rows: pl.DataFrame) -> None:
     axes.set_xticks(range(len(_KINDS)), _KINDS)
     axes.set_xlabel("vector of a unit, matrix of a head")
     axes.set_ylabel("1 - cosine, before and after")
-    axes.legend(loc="upper left")
+    axes.set_ylim(top=axes.get_ylim()[1] * 6)
+    axes.legend(loc="upper left", **_LEGEND)
     theme.title(axes, "a  Weights")
 
 
@@ -99,7 +103,7 @@ def _draw_answers(axes: Axes, rows: pl.DataFrame) -> None:
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.6)
     axes.set_xlabel("questions (%)")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.2), ncols=2, **_LEGEND)
     theme.title(axes, "b  Is it right? Answers without heads")
 
 
@@ -117,7 +121,7 @@ def _draw_solved(axes: Axes, rows: pl.DataFrame) -> None:
     axes.set_ylim(0, 118)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("problems solved (%)")
-    axes.legend(loc="upper left", ncols=2)
+    axes.legend(loc="upper left", ncols=2, **_LEGEND)
     theme.title(axes, "c  Problems")
 
 
@@ -137,5 +141,5 @@ def _draw_styles(axes: Axes, rows: pl.DataFrame) -> None:
     axes.set_xlim(0, 101)
     axes.grid(visible=False)
     axes.set_xlabel("texts at temperature 1 (%)")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=4, **_LEGEND)
     theme.title(axes, "d  Word of acceptance")

@@ -11,7 +11,7 @@ from jaxinterp.tasks import continuations, countdown
 from tests.experiments import planted_parts, verdict_table
 
 SMALL = finetuning.Config(
-    selection=6, scan=3, questions=8, pairs=3, draws=2, problems=4, sampled=4, max_new_tokens=120, batch_size=4
+    selection=6, scan=3, questions=8, pairs=3, draws=2, problems=4, sampled=4, max_new_tokens=112, batch_size=4
 )
 
 

@@ -120,8 +120,9 @@ def test_texts_are_the_same_without_a_cache_and_samples_stand_beside_the_clean_o
 def test_random_sets_differ_from_text_to_text_and_avoid_what_was_found(model, inputs):
     found = {"paper": [], "target": [(4, 5), (4, 0)], "circuit": [(3, 4)]}
     chosen = {"valid": [(5, 3), (5, 9), (6, 1)], "invalid": [(5, 3), (7, 7)]}
-    planned = missing_parts.plan(model, found, chosen, 5, curve=3, draws=3, seed=0)
+    planned = missing_parts.plan(model, found, chosen, 6, curve=3, random=5, draws=3, seed=0)
     by_name = {missing.condition: missing for missing in planned}
+    assert [len(missing.sites) for missing in planned] == [6, 6, 6, 5, 6, 6, 6, 6, 5, 5]
     random = by_name["random heads, outside the circuit"]
     assert random.draws is not None and random.draws.tolist() == [0, 1, 2, 0, 1] and random.labels["control"]
     assert random.sites[0] == random.sites[3] != random.sites[1]
