@@ -63,11 +63,11 @@ class Config:
     """Cases of the selection, of either verdict, that give the means and the resampled outputs."""
     curve: int = 8
     """Longest prefix of the heads, in order of attention and of their single effect, that is taken out."""
-    curve_cases: int = 150
-    """Cases of the evaluation, of either verdict, on which they are taken out."""
+    curve_cases: int = 100
+    """Cases of the evaluation, of either verdict, for these curves, and for means and resampled outputs."""
     draws: int = 20
     """Random sets of each kind."""
-    random: int = 50
+    random: int = 30
     """Cases of the evaluation, of either verdict, on which each random set is taken out."""
     attention_threshold: float = 0.1
     """A head looks at the target if it spends more than this share of its attention on it."""
@@ -125,15 +125,20 @@ def run(config: Config, models: Mapping[str, LanguageModel], inputs: Mapping[str
     _LOG.info("attention of all heads on %d cases", len(selection[0]))
     attention = head_attention.to_target(model, selection[0])
     rows, chosen = _select(model, config, selection[0], attention)
-    removals = _removals(chosen)
-    layers = sorted({head[0] for removal in removals if removal.method != "zero" for head in removal.heads})
+    zeroed, replaced = _removals(chosen)
+    layers = sorted({head[0] for removal in replaced for head in removal.heads})
     others = [case for kind in selection for case in kind[: config.sources]]
     sources = head_removal.read_sources(model, others, layers) if layers else None
-    shape = (model.architecture.layers, model.architecture.heads)
-    drawn = _random_removals(config, chosen, shape)
-    curves = _curves(config, chosen)
-    parts = ((removals, None, sources), (curves, config.curve_cases, None), (drawn, config.random, None))
+    drawn = _random_removals(config, chosen, (model.architecture.layers, model.architecture.heads))
+    parts = (
+        (zeroed, None, None),
+        (replaced, config.curve_cases, sources),
+        (_curves(config, chosen), config.curve_cases, None),
+        (drawn, config.random, None),
+    )
     for some, most, given in parts:
+        if not some:
+            continue
         held_out = [case for kind in evaluation for case in kind[:most]]
         _LOG.info("%d sets of heads on %d held-out cases", len(some), len(held_out))
         rows += _evaluate(model, held_out, some, given, config.seed)
@@ -204,18 +209,20 @@ def _select(
     return rows, _Chosen(sets, heads.ranked(attention["verdict"]), by_effect)
 
 
-def _removals(chosen: _Chosen) -> list[Removal]:
-    removals = [Removal("none", ())]
+def _removals(chosen: _Chosen) -> tuple[list[Removal], list[Removal]]:
+    """The sets zeroed, at each position; and what other texts have in their place."""
+    zeroed, replaced = [Removal("none", ())], []
     for name, condition in SETS.items():
         some = tuple(chosen.sets[name])
-        zeroed = [Removal(condition, some, "zero", position) for position in head_removal.POSITIONS]
-        replaced = [
+        positions = head_removal.POSITIONS if some else head_removal.POSITIONS[:1]
+        zeroed += [Removal(condition, some, position=position) for position in positions]
+        replaced += [
             Removal(condition, some, method, position)
             for method in head_removal.METHODS[1:]
             for position in head_removal.POSITIONS[:2]
+            if some
         ]
-        removals += [*zeroed, *replaced] if some else zeroed[:1]
-    return removals
+    return zeroed, replaced
 
 
 def _curves(config: Config, chosen: _Chosen) -> list[Removal]:
