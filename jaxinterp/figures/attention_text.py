@@ -29,7 +29,7 @@ class Shaded:
     values: Sequence[float]
 
 
-def draw(axes: Axes, texts: Sequence[Shaded], size: float = 6.0) -> None:
+def draw(axes: Axes, texts: Sequence[Shaded], size: float = 7.0) -> None:
     """Writes texts one below the other.
 
     Args:

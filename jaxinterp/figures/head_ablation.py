@@ -100,7 +100,7 @@ def _draw_cumulative(axes: Axes, table: pl.DataFrame) -> None:
         theme.curve(axes, rows["n_heads"].to_list(), *percent, colour=colour, label=label)
         axes.set_xticks(rows["n_heads"].to_list())
     axes.set_ylim(-3, 103)
-    axes.set_xlabel("heads zeroed at all tokens, largest single effect first")
+    axes.set_xlabel("heads zeroed at all tokens (largest single effect first, unless said)")
     axes.set_ylabel("verdicts (%)")
     theme.title(axes, "b  The first few together")
 
@@ -146,4 +146,4 @@ def _draw_trace(axes: Axes, table: pl.DataFrame, selected: pl.DataFrame) -> None
         title = f"{head} from {_FROM[place]}"
         texts.append(attention_text.Shaded(title, rows["written"].to_list(), rows["value"].to_list()))
     attention_text.draw(axes, texts)
-    theme.title(axes, "d  Attention of the found heads over one trace (red: 100 %)")
+    theme.title(axes, "d  What the found heads attend to in one trace")
