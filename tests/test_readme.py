@@ -1,6 +1,5 @@
 import contextlib
 import io
-import json
 import re
 import subprocess
 from pathlib import Path
@@ -9,7 +8,6 @@ import polars as pl
 
 from jaxinterp import experiments
 from jaxinterp.analysis import benchmark_summary
-from jaxinterp.experiments import claims
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -50,8 +48,3 @@ def test_every_experiment_stands_in_the_table_and_the_workflow():
 def test_the_benchmark_in_the_readme_is_the_table_that_was_measured():
     table = pl.read_csv(ROOT / "docs" / "benchmarks.csv")
     assert benchmark_summary.summarise(table) in README
-
-
-def test_the_claims_in_the_readme_are_those_that_were_measured():
-    gathered = json.loads((ROOT / "docs" / "self_verification.json").read_text())
-    assert claims.summarise(gathered) in README

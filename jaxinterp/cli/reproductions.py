@@ -126,9 +126,11 @@ def claims(
     Args:
         experiments: Experiments, in the order wanted.
         results: The folder with one folder per experiment, each with its check.json.
-        output: The list to write (.json); each claim says which experiment it is from.
+        output: The list to write (.json), each claim with the experiment it is from; a Markdown table (.md) appears
+            beside it.
     """
     from jaxinterp import artefacts
+    from jaxinterp.experiments.claims import summarise
 
     gathered = [
         {"experiment": name, **record}
@@ -136,6 +138,7 @@ def claims(
         for record in artefacts.read_json(results / name / "check.json")
     ]
     artefacts.write_json(gathered, output)
+    artefacts.write_text(summarise(gathered) + "\n", output.with_suffix(".md"))
     say(f"{sum(record['met'] for record in gathered)} of {len(gathered)} claims met -> {output}")
 
 

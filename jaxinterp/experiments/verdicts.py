@@ -61,8 +61,8 @@ class Config:
     """Further problems of the test split, whose attempts are made into minimal pairs; 60 of them are for choosing."""
     rejected_per_trace: int = 2
     """At most this many rejected attempts are drawn from one trace for training."""
-    max_new_tokens: int = 200
-    """Cap on a response, in tokens: about six attempts and the answer."""
+    max_new_tokens: int = 400
+    """Cap on a response, in tokens: about twelve attempts and the answer."""
     shots: int = 0
     """Worked traces of the training split in front of every problem, for a model that was not trained on the task."""
     batch_size: int = 64
