@@ -22,6 +22,20 @@ def keep_compiled_programs() -> None:
     if settings["jax_compilation_cache_dir"] is not None or not settings["jax_enable_compilation_cache"]:
         return
     folder = Path(platformdirs.user_cache_dir("jaxinterp")) / "compiled"
+    drop_untimed(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", _MOST)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def drop_untimed(folder: Path) -> None:
+    """Removes kept programs of which it is not known when they were last used.
+
+    A process that was killed leaves them, or one that sets no limit; JAX could then neither remove nor add any other.
+
+    Args:
+        folder: Where the programs are kept.
+    """
+    for entry in folder.glob("*-cache"):
+        if not entry.with_name(entry.name.removesuffix("-cache") + "-atime").exists():
+            entry.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ Heavy libraries are imported inside the verbs, so that `jaxinterp --help` answer
 from __future__ import annotations
 
 import logging
-import os
 import sys
 
 import tyro
@@ -48,14 +47,6 @@ def _show_progress() -> None:
     package.propagate = False
 
 
-def _remember_compilations() -> None:
-    """Keeps compiled programs between processes, in the user's cache unless the environment names a folder."""
-    from platformdirs import user_cache_path
-
-    folder = user_cache_path("jaxinterp", appauthor=False) / "compiled"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-
-
 def main() -> None:
     """Entry point of the `jaxinterp` command."""
     arguments = sys.argv[1:]
@@ -65,7 +56,6 @@ def main() -> None:
         app.command(verb)
     try:
         _show_progress()
-        _remember_compilations()
         app.cli(prog="jaxinterp", description=_ABOUT, args=arguments[traceback:])
     except (ValueError, TypeError, OSError) as error:
         if traceback:

@@ -48,28 +48,27 @@ class Streams:
 
 
 def ways_on(tokenizer: Tokenizer) -> tuple[int, int]:
-    """First tokens of the two ways to go on behind an attempt.
+    """First tokens in which the two ways to go on behind an attempt differ.
 
     Args:
         tokenizer: That of a CountDown model.
 
     Returns:
         The token that begins the line with the answer, and the one that begins another attempt.
-
-    Raises:
-        ValueError: They are the same, so that one token does not tell which way it is.
     """
-    finish, again = (tokenizer.encode(text, add_special_tokens=False)[0] for text in (_FINISHES[0], _GOES_ON))
-    if finish == again:
-        raise ValueError(
-            f"the tokenizer begins {_FINISHES[0]!r} and {_GOES_ON!r} with the same token, so that the next token does "
-            "not say whether a trace goes on; use the CountDown models' tokenizer"
-        )
+    _, finish, again = _close(tokenizer, "this works)")
     return finish, again
 
 
+def _close(tokenizer: Tokenizer, verdict: str) -> tuple[list[int], int, int]:
+    """The tokens of a verdict, and the next one either way; a line end that is joined to the verdict belongs to it."""
+    finish, again = (tokenizer.encode(verdict + text, add_special_tokens=False) for text in (_FINISHES[0], _GOES_ON))
+    common = next(place for place, pair in enumerate(zip(finish, again, strict=False)) if len(set(pair)) > 1)
+    return finish[:common], finish[common], again[common]
+
+
 def complete(model: LanguageModel, case: Case) -> Case:
-    """A case with its verdict written out, up to the `")"` that ends the attempt.
+    """A case with its verdict written out, up to the token behind which traces that end and those that go on part.
 
     Args:
         model: Its tokenizer is used.
@@ -80,8 +79,8 @@ def complete(model: LanguageModel, case: Case) -> Case:
     """
     tokenizer = model.require_tokenizer()
     target = tokenizer.decode([case.ids[index] for index in case.verdict.mentions[0]])
-    verdict = "this works)" if case.valid else f"not {target})"
-    return dataclasses.replace(case, ids=(*case.ids, *tokenizer.encode(verdict, add_special_tokens=False)))
+    closing, _, _ = _close(tokenizer, "this works)" if case.valid else f"not {target})")
+    return dataclasses.replace(case, ids=(*case.ids, *closing))
 
 
 def read(model: LanguageModel, ends: Sequence[Case]) -> Streams:

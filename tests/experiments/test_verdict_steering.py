@@ -144,13 +144,16 @@ def test_a_loop_is_told_from_a_trace(model):
     assert same["excess bigram repetition"] == same["excess compression ratio"] == 0
 
 
-def test_a_tokenizer_that_does_not_tell_the_ways_apart_is_refused():
-    class Letters:
-        def encode(self, text, add_special_tokens=True):
-            return [ord(letter) for letter in text]
+def test_the_ways_on_part_behind_what_a_tokenizer_joins_to_the_verdict():
+    class Joining:
+        """Letters, but a bracket and the line end behind it are one token, as in general models."""
 
-    with pytest.raises(ValueError, match=r"begins .* with the same token"):
-        attempt_ends.ways_on(Letters())
+        def encode(self, text, add_special_tokens=True):
+            return [ord(letter) for letter in text.replace(")\n", "\t")]
+
+    assert attempt_ends.ways_on(Joining()) == (ord("S"), ord("-"))
+    closing, _, _ = attempt_ends._close(Joining(), "not 28)")
+    assert closing[-1] == ord("\t") and len(closing) == len("not 28)")
 
 
 def test_the_table_of_a_real_model(small):
