@@ -8,15 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-import jaxinterp as ji
 from jaxinterp.analysis import statistics
 from jaxinterp.experiments import cases
+from jaxinterp.experiments.solving import solve
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import continuations, countdown
 from jaxinterp.tasks.countdown import Problem
 
-_ENDINGS = ("\n\n", "Using the numbers")
-_ANSWERED = "</answer>"
 _RESAMPLES = 1000
 
 
@@ -51,7 +49,7 @@ def greedy(
 
 
 def _solve(model: LanguageModel, problems: Sequence[Problem], max_new_tokens: int, batch_size: int) -> np.ndarray:
-    texts = write(model, problems, max_new_tokens, batch_size)
+    texts = solve(model, [problem.prompt for problem in problems], max_new_tokens, batch_size)
     return np.array([_solves(text, problem) for text, problem in zip(texts, problems, strict=True)], bool)
 
 
@@ -71,50 +69,14 @@ def sampled(
         Rows: `measure` style (`kind`: which), style entropy (nats), in the template (attempts with verdicts and, if
         the text ended, an answer), ended, solved at temperature 1, and the gain; `model`, `value`, `low`, `high`, `n`.
     """
-    hits = {}
+    hits, prompts = {}, [problem.prompt for problem in problems]
     for which, model in models.items():
-        texts = write(model, problems, max_new_tokens, batch_size, jax.random.key(seed))
+        texts = solve(model, prompts, max_new_tokens, batch_size, jax.random.key(seed))
         hits[which] = np.array([_solves(text, problem) for text, problem in zip(texts, problems, strict=True)])
         rows = [*_styles(texts), {"measure": "solved at temperature 1"} | cases.proportion(hits[which])]
         yield from (row | {"model": which} for row in rows)
     gain = cases.mean(hits["model"].astype(float) - hits["start"])
     yield {"measure": "gain, at temperature 1", "model": "both"} | gain
-
-
-def write(
-    model: LanguageModel,
-    problems: Sequence[Problem],
-    max_new_tokens: int,
-    batch_size: int,
-    key: jax.Array | None = None,
-) -> list[str]:
-    """Lets a model solve problems.
-
-    Args:
-        model: The model.
-        problems: What is asked. The last batch is filled up, so that all of them are one program.
-        max_new_tokens: Cap on a response.
-        batch_size: Problems at a time.
-        key: For temperature 1; greedy without it.
-
-    Returns:
-        Prompt and response of each, up to the end of the answer.
-    """
-    texts = []
-    for first in range(0, len(problems), batch_size):
-        prompts = [problem.prompt for problem in problems[first : first + batch_size]]
-        responses = ji.generate(
-            model,
-            prompts + prompts[:1] * (batch_size - len(prompts)),
-            max_new_tokens,
-            temperature=0.0 if key is None else 1.0,
-            stop=_ENDINGS,
-            key=None if key is None else jax.random.fold_in(key, first),
-        )
-        for prompt, response in zip(prompts, responses, strict=False):
-            answer, closed, _ = response.partition(_ANSWERED)
-            texts.append(prompt + answer + closed)
-    return texts
 
 
 def _solves(text: str, problem: Problem) -> bool:

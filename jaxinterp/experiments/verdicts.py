@@ -15,9 +15,9 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
-from jaxinterp.activations.generate import generate
 from jaxinterp.experiments import cases
 from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.solving import solve
 from jaxinterp.figures import verdict_counts
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import countdown, verification, worked_examples
@@ -41,8 +41,6 @@ _SCHEMA = {
     "solved": pl.Boolean,
     "finished": pl.Boolean,
 }
-_ENDINGS = ("\n\n", "Using the numbers")
-_ANSWERED = "</answer>"
 _PATIENCE = 256
 """Problems after which a model that has accepted nothing is given up."""
 
@@ -152,31 +150,28 @@ def _solve(
 ) -> list[dict[str, Any]]:
     """One row per attempt, up to the accepted one of each trace."""
     rows: list[dict[str, Any]] = []
-    for start in range(0, len(problems), config.batch_size):
-        some = problems[start : start + config.batch_size]
-        prompts = [worked_examples.prompt(problem, examples) for problem in some]
-        responses = generate(model, prompts, max_new_tokens=config.max_new_tokens, stop=_ENDINGS)
-        for number, (problem, prompt, response) in enumerate(zip(some, prompts, responses, strict=True)):
-            answer, closed, _ = response.partition(_ANSWERED)
-            trace = countdown.parse(prompt + answer + closed)
-            ending = next((index for index, attempt in enumerate(trace.attempts) if attempt.valid), len(trace.attempts))
-            whole = {
-                "problem": first + start + number,
-                "solved": countdown.score(trace.text, problem) == 1.0,
-                "finished": bool(trace.attempts) and trace.answer is not None,
+    prompts = [worked_examples.prompt(problem, examples) for problem in problems]
+    texts = solve(model, prompts, config.max_new_tokens, config.batch_size)
+    for number, (problem, text) in enumerate(zip(problems, texts, strict=True)):
+        trace = countdown.parse(text)
+        ending = next((index for index, attempt in enumerate(trace.attempts) if attempt.valid), len(trace.attempts))
+        whole = {
+            "problem": first + number,
+            "solved": countdown.score(trace.text, problem) == 1.0,
+            "finished": bool(trace.attempts) and trace.answer is not None,
+        }
+        rows += [
+            whole
+            | {
+                "attempt": index,
+                "valid": attempt.valid,
+                "reached": attempt.result == problem.target,
+                "sound": attempt.is_sound,
+                "chosen": False,
+                "prefix": trace.text[: attempt.open] + verification.OPEN,
             }
-            rows += [
-                whole
-                | {
-                    "attempt": index,
-                    "valid": attempt.valid,
-                    "reached": attempt.result == problem.target,
-                    "sound": attempt.is_sound,
-                    "chosen": False,
-                    "prefix": trace.text[: attempt.open] + verification.OPEN,
-                }
-                for index, attempt in enumerate(trace.attempts[: ending + 1])
-            ] or [whole]
+            for index, attempt in enumerate(trace.attempts[: ending + 1])
+        ] or [whole]
     return rows
 
 

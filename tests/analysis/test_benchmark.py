@@ -113,7 +113,7 @@ def test_a_right_answer_is_timed_and_a_wrong_one_is_not(measured):
     for start in ("first", "warm"):
         wrong = row(table, task="w8_neighbours", peer="other", variant="wrong", start=start)
         assert wrong["gate"] == "failed"
-        assert wrong["gate_difference"] == pytest.approx(1 / 120)
+        assert wrong["gate_difference"] > 1e-3, "one of the named neighbours is farther away"
         assert wrong["wall_min"] is None and wrong["wall_median"] is None and wrong["cpu_median"] is None
         assert "differs from the reference" in wrong["reason"]
 
