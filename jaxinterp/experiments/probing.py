@@ -175,10 +175,11 @@ def places(model: LanguageModel, case: Case) -> dict[str, int]:
 
 def _read(model: LanguageModel, some: Sequence[Case]) -> Examples:
     tokens = [places(model, case) for case in some]
-    sites = [ji.embed(), ji.resid_post(...), ji.logits_site()]
+    sites = [ji.embed(), ji.resid_post(...)]
     read = cases.read_at(model, some, sites, {name: [one[name] for one in tokens] for name in POSITIONS})
     features = {name: np.concatenate([found["embed"], found["resid_post"]]) for name, found in read.items()}
-    accepted = np.asarray(cases.margin(model)(read["verdict"]["logits"][0])) > 0
+    judged = cases.sweep(model, some, lambda _: [ji.Cell({}, lambda lm: lm)], cases.margin(model))
+    accepted = cases.values(judged, some)[0] > 0
     labels, problems = (np.array([getattr(case, name) for case in some]) for name in ("valid", "problem"))
     return Examples(features, labels, problems, accepted)
 

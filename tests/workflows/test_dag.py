@@ -112,6 +112,7 @@ def test_the_report_holds_everything(finished):
     assert 'src="http' not in page
 
 
+@pytest.mark.slow
 def test_the_whole_of_self_verification_builds_on_the_chain(finished, settings):
     status, text = finish(snakemake(finished, settings, targets=["self_verification"]))
     assert status == 0, text[-8000:]
