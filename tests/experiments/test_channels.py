@@ -176,6 +176,7 @@ def test_a_fall_is_a_fraction_of_the_way_to_rejection(model, inputs):
     assert set(pooled["measure"]) == {"fall", "fall over the gap of the first set"}
 
 
+@pytest.mark.slow
 def test_the_table_of_a_real_model(small):
     assert small.filter(pl.col("stage") != "needed")["value"].is_not_null().all()
     assert small["value"].drop_nulls().is_not_nan().all()
@@ -197,12 +198,14 @@ def test_the_table_of_a_real_model(small):
     }
 
 
+@pytest.mark.slow
 def test_the_records_can_be_written_as_json(small):
     held = channels.check(small)
     json.dumps(claims.records(held), allow_nan=False)
     assert all(isinstance(claim.met, bool) and isinstance(claim.ours, float) for claim in held)
 
 
+@pytest.mark.slow
 def test_the_figure_has_four_panels(small):
     drawn = channels.figure(small)
     assert [axes.get_title(loc="left")[0] for axes in drawn.axes] == ["a", "b", "c", "d"]

@@ -78,6 +78,7 @@ def test_no_heads_to_compare_is_not_met():
     assert [claim.met for claim in held] == [True, True, False, False, False, True, True, True]
 
 
+@pytest.mark.slow
 def test_weights_of_what_is_listed_are_compared(small):
     weights = small.filter(part="weights", measure="cosine")
     listed = weights.filter(~pl.col("control"))
@@ -86,6 +87,7 @@ def test_weights_of_what_is_listed_are_compared(small):
     assert set(weights.filter("control")["kind"]) == {"out", "gate", "up", "Q", "K", "V", "O"}
 
 
+@pytest.mark.slow
 def test_the_start_model_uses_the_same_heads(small):
     found = small.filter(part="heads", measure="number of heads", condition="target", model="start")["heads"].item()
     assert {"L4.H5", "L4.H0"} <= set(found.split())
@@ -94,6 +96,7 @@ def test_the_start_model_uses_the_same_heads(small):
     assert overlap["value"].to_list()[0] is None and overlap["value"].to_list()[1] > 0
 
 
+@pytest.mark.slow
 def test_without_its_heads_the_start_model_says_no(small):
     def value(measure, condition, model="start"):
         return small.filter(part="questions", measure=measure, condition=condition, model=model)["value"].item()
@@ -105,6 +108,7 @@ def test_without_its_heads_the_start_model_says_no(small):
     assert value("drop of balanced accuracy", "target") > 0.3 > value("drop of balanced accuracy", "random, outside")
 
 
+@pytest.mark.slow
 def test_answers_turn_with_the_outputs_of_the_twins_heads(small):
     turned = small.filter(part="patching", measure="answers that turn")
     assert turned.height == 2 * 2 * 4
@@ -113,6 +117,7 @@ def test_answers_turn_with_the_outputs_of_the_twins_heads(small):
     assert turned.filter(condition="circuit")["value"].mean() > random
 
 
+@pytest.mark.slow
 def test_behaviour_is_measured_on_the_same_problems(small):
     here = small.filter(part="behaviour")
     for measure in ("solved greedily", "solved at temperature 1", "style entropy", "in the template"):
@@ -157,10 +162,12 @@ def test_texts_of_planted_styles_have_their_entropy():
     assert rows["ended", None] == rows["in the template", None] == 0.75
 
 
+@pytest.mark.slow
 def test_the_records_can_be_written_as_json(small):
     json.dumps(claims.records(finetuning.check(small)), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_the_figure_has_four_panels(small):
     drawn = finetuning.figure(small)
     assert [axes.get_title(loc="left")[0] for axes in drawn.axes] == ["a", "b", "c", "d"]

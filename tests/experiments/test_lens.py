@@ -44,6 +44,7 @@ def small(model, verdicts):
     return run(model, verdicts, HEADS, UNITS)
 
 
+@pytest.mark.slow
 def test_the_words_of_the_shipped_model(model, verdicts, small):
     last = small.filter(measure="word", layer=7, site="resid_post")
     final = {(row["condition"], row["verdict"], row["token"]): row["value"] for row in last.iter_rows(named=True)}
@@ -59,6 +60,7 @@ def test_the_words_of_the_shipped_model(model, verdicts, small):
     assert small["value"].is_between(0, 1 + 1e-6).all()
 
 
+@pytest.mark.slow
 def test_it_reads_what_the_logit_lens_reads(model, verdicts, small):
     chosen = cases.load(model, verdicts, "evaluation", valid=True)
     reading = ji.logit_lens(model, [list(case.ids) for case in chosen], tokens=["this", "success"], top=1)
@@ -68,6 +70,7 @@ def test_it_reads_what_the_logit_lens_reads(model, verdicts, small):
         assert own.filter(layer=layer, token=text)["value"].item() == pytest.approx(value, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_sums_and_likeliest_tokens_are_of_the_same_probabilities(small):
     here = small.filter(condition="clean", verdict="valid", site="resid_mid", layer=5)
     words = here.filter(measure="word")
@@ -117,6 +120,7 @@ def test_a_random_model_meets_no_claim_on_synonyms(model, verdicts):
     assert not any(claim.met for claim in lens.check(table)[:2])
 
 
+@pytest.mark.slow
 def test_only_blocks_before_the_word_takes_over_count(small):
     late = small.with_columns(
         value=pl.when((pl.col("token") == "other accepting words") & (pl.col("layer") == 7))
@@ -128,6 +132,7 @@ def test_only_blocks_before_the_word_takes_over_count(small):
     assert lens.check(sure)[0].n == 0 and not lens.check(sure)[0].met
 
 
+@pytest.mark.slow
 def test_the_records_can_be_written_as_json_and_the_figure_drawn(small):
     json.dumps(claims.records(lens.check(small)), allow_nan=False)
     drawn = lens.figure(small)

@@ -85,6 +85,7 @@ def test_a_model_in_which_nothing_matters_meets_only_the_controls():
     assert all("random" in criterion or "without a key-value cache" in criterion for criterion in met)
 
 
+@pytest.mark.slow
 def test_heads_that_read_the_target_turn_the_verdict_that_is_written(small):
     assert share(small, "none", "failure", reads="token") == share(small, "none", "failure", "rule C", "token") == 1.0
     for reads in ("text", "token"):
@@ -94,6 +95,7 @@ def test_heads_that_read_the_target_turn_the_verdict_that_is_written(small):
     assert share(small, "random heads, outside the circuit") <= 0.5
 
 
+@pytest.mark.slow
 def test_shares_of_a_rule_add_up_and_have_intervals(small):
     rules = small.filter(pl.col("measure").str.starts_with("rule"), pl.col("draw").is_null(), pl.col("n") > 0)
     sums = rules.group_by("condition", "reads", "count", "measure").agg(pl.col("value").sum())
@@ -103,11 +105,13 @@ def test_shares_of_a_rule_add_up_and_have_intervals(small):
     assert drawn.height == 3 * 2 and (drawn["n"] == 3).all() and drawn["control"].all()
 
 
+@pytest.mark.slow
 def test_the_empty_set_of_the_paper_has_no_value(small):
     empty = small.filter(condition="paper's definition")
     assert empty.height == 12 and empty["value"].null_count() == 12 and (empty["n"] == 0).all()
 
 
+@pytest.mark.slow
 def test_texts_are_the_same_without_a_cache_and_samples_stand_beside_the_clean_ones(small):
     same = small.filter(measure="same without cache")
     assert same["value"].to_list() == [1.0, 1.0] and set(same["reads"]) == {"text", "token"}
@@ -134,10 +138,12 @@ def test_random_sets_differ_from_text_to_text_and_avoid_what_was_found(model, in
     assert sum(missing.condition == "largest effects" for missing in planned) == 1
 
 
+@pytest.mark.slow
 def test_the_records_can_be_written_as_json(small):
     json.dumps(claims.records(regeneration.check(small)), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_the_figure_has_two_panels(small):
     drawn = regeneration.figure(small)
     assert [axes.get_title(loc="left")[0] for axes in drawn.axes] == ["a", "b"]

@@ -109,6 +109,7 @@ def test_twins_are_lined_up_and_other_donors_are_of_other_problems(twins):
             assert all(twins.members[i].problem != twins.members[j].problem for i, j in enumerate(donors))
 
 
+@pytest.mark.slow
 def test_the_digits_that_differ_are_read_from_the_tokens(model, twins):
     tokenizer = model.require_tokenizer()
     for member, twin, differs in zip(twins.members, twins.donors["twin"], twins.differs, strict=True):
@@ -120,6 +121,7 @@ def test_the_digits_that_differ_are_read_from_the_tokens(model, twins):
         assert differs == {(False, False): "both digits", (False, True): "tens", (True, False): "ones"}[tuple(same)]
 
 
+@pytest.mark.slow
 def test_all_that_a_twin_knows_at_the_last_token_makes_its_verdict(model, twins):
     found, clean = margins(model, twins, Patch("stream", what="stream", layer=7))
     np.testing.assert_allclose(found[0], clean[twins.donors["twin"]], atol=1e-3)
@@ -132,6 +134,7 @@ def other_donors(twins):
     return twins.donors["another pair, same verdict"]
 
 
+@pytest.mark.slow
 def test_where_all_heads_of_a_layer_look_and_what_they_read_make_what_they_write(model, twins):
     whole = tuple((4, head) for head in range(8))
     found, clean = margins(
@@ -146,6 +149,7 @@ def test_where_all_heads_of_a_layer_look_and_what_they_read_make_what_they_write
     assert np.abs(found[0] - clean).max() > 1 and np.abs(found[0] - found[3]).max() > 1
 
 
+@pytest.mark.slow
 def test_a_patch_of_outputs_is_the_twins_and_nothing_else(model, twins):
     patch = Patch("pair", ((4, 5), (3, 4)))
     read = cases.read(model, twins.members, [ji.z(), ji.resid_post()])
@@ -159,6 +163,7 @@ def test_a_patch_of_outputs_is_the_twins_and_nothing_else(model, twins):
     np.testing.assert_allclose(patched["z", 3][:, -1], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_table_of_a_real_model(small):
     assert small["value"].is_not_nan().all() and small["value"].is_not_null().all()
     flips = small.filter(measure="flips", differs="all")
@@ -176,12 +181,14 @@ def test_the_table_of_a_real_model(small):
     json.dumps(claims.records(sufficiency.check(small)), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_the_heads_that_read_the_target_carry_it(small):
     flips = small.filter(measure="flips", differs="all", position="verdict", what="outputs", donor="twin")
     assert (flips.filter(condition="attends to target")["value"] >= 0.8).all()
     assert (flips.filter(condition="random, outside the circuit")["value"] == 0).all()
 
 
+@pytest.mark.slow
 def test_the_figure_has_three_panels(small):
     drawn = sufficiency.figure(small)
     assert [axes.get_title(loc="left")[0] for axes in drawn.axes[:3]] == ["a", "b", "c"]

@@ -130,6 +130,7 @@ def test_the_claims_on_ablation(planted, shares, met):
     assert "as many random ones" in held[0].control
 
 
+@pytest.mark.slow
 def test_the_table_of_the_shipped_model(small):
     ablation = small.filter(part="ablation")
     clean = dict(ablation.filter(list="none").select("measure", "value").iter_rows())
@@ -144,6 +145,7 @@ def test_the_table_of_the_shipped_model(small):
     assert not small["value"].is_nan().any()
 
 
+@pytest.mark.slow
 def test_activations_are_those_of_a_run(model, verdicts, small):
     layer, unit = units.found(small)["valid"][0]
     prefixes = verdicts.filter(pl.col("split") == "selection", pl.col("valid"))["prefix"].to_list()
@@ -157,6 +159,7 @@ def test_activations_are_those_of_a_run(model, verdicts, small):
     assert found["positive at valid verdicts"] == np.mean(np.array(alone) > 0)
 
 
+@pytest.mark.slow
 def test_the_records_can_be_written_as_json_and_the_figure_drawn(small):
     json.dumps(claims.records(units.check(small)), allow_nan=False)
     drawn = units.figure(small)
@@ -184,6 +187,7 @@ def test_more_units_than_leave_room_for_random_ones_are_refused(model, verdicts)
         )
 
 
+@pytest.mark.slow
 def test_a_table_without_units_is_refused(small):
     with pytest.raises(ValueError, match="lists no valid units"):
         units.found(small.filter(part="ablation"))

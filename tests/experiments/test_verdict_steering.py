@@ -156,6 +156,7 @@ def test_the_ways_on_part_behind_what_a_tokenizer_joins_to_the_verdict():
     assert closing[-1] == ord("\t") and len(closing) == len("not 28)")
 
 
+@pytest.mark.slow
 def test_the_table_of_a_real_model(small):
     shares = small.filter(pl.col("measure").is_in(["reached", "same meaning", "malformed", "opens a verdict"]))
     assert shares["value"].is_between(0, 1).all() and not small["value"].is_nan().any()
@@ -173,6 +174,7 @@ def test_the_table_of_a_real_model(small):
     assert clean.filter(pl.col("measure") == "same meaning")["value"].to_list() == [0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_the_mean_difference_of_a_real_model_works_and_a_random_probe_does_not(small):
     held = verdict_steering.check(small)
     accept = {claim.criterion.partition(",")[0]: claim for claim in held[:2]}
@@ -181,6 +183,7 @@ def test_the_mean_difference_of_a_real_model_works_and_a_random_probe_does_not(s
     json.dumps(claims.records(held), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_texts_of_a_real_model_are_shown_before_and_after(small):
     texts = small.filter(pl.col("text").is_not_null())
     verdict = texts.filter(pl.col("part") == "verdict", pl.col("aim") == "reject")
@@ -191,6 +194,7 @@ def test_texts_of_a_real_model_are_shown_before_and_after(small):
     assert written.filter(pl.col("measure").str.starts_with("excess"))["value"].to_list() == [0.0] * 4
 
 
+@pytest.mark.slow
 def test_the_figure_has_six_panels(small):
     drawn = verdict_steering.figure(small)
     assert [axes.get_title(loc="left")[0] for axes in drawn.axes] == list("abcdef")

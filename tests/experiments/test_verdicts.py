@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.experiments import cases, verdicts
+from jaxinterp.experiments import cases, solving, verdicts
 from jaxinterp.models.toy import toy
 from jaxinterp.tasks import countdown, worked_examples
 
@@ -31,15 +31,15 @@ def planted(monkeypatch):
     """Lets a stand-in write the responses; returns the prompts that it was given, and whom it accepts."""
     prompts, accepts = [], [lambda problem: True]
 
-    def generate(model, texts, max_new_tokens, stop):
+    def generate(model, texts, max_new_tokens, *, stop, **_):
         assert stop == ("\n\n", "Using the numbers")
-        prompts.extend(texts)
+        prompts.extend(text for text in dict.fromkeys(texts) if text not in prompts)
         whole = [countdown.parse(text) for text in texts]
         responses = [answer(trace.problem, accepts[0](trace.problem)) for trace in whole]
         begun = [text[trace.start + len(trace.problem.prompt) :] for text, trace in zip(texts, whole, strict=True)]
         return [response.removeprefix(start) for response, start in zip(responses, begun, strict=True)]
 
-    monkeypatch.setattr(verdicts, "generate", generate)
+    monkeypatch.setattr(solving, "generate", generate)
     return prompts, accepts
 
 
@@ -89,7 +89,7 @@ def test_a_model_without_the_verdict_tokens_is_refused_before_anything_runs(monk
         def offsets(self, text):
             return [(place, place + 1) for place in range(len(text))]
 
-    monkeypatch.setattr(verdicts, "generate", None)
+    monkeypatch.setattr(solving, "generate", None)
     with pytest.raises(ValueError, match=r"^toy:qwen2:0 cannot give CountDown verdicts: the tokenizer cuts ' \('"):
         verdicts.run(verdicts.Config(), {"model": toy("qwen2", tokenizer=Letters())})
     with pytest.raises(ValueError, match="has no tokenizer"):
@@ -100,7 +100,7 @@ def test_a_model_without_the_verdict_tokens_is_refused_before_anything_runs(monk
     ("split", "purpose"), [("evaluation", "no accepted attempts to evaluate"), ("selection", "to choose on")]
 )
 def test_an_empty_split_is_refused_before_anything_runs(model, monkeypatch, split, purpose):
-    monkeypatch.setattr(verdicts, "generate", None)
+    monkeypatch.setattr(solving, "generate", None)
     with pytest.raises(ValueError, match=f"{split} is 0, .*{purpose}; set it to at least 1"):
         verdicts.run(verdicts.Config(**{split: 0}), {"model": model})
 
