@@ -64,7 +64,8 @@ for page, (shown, introduction) in REPORTS.items():
             tables=expand("<results>/{stage}/table.{kind}", stage=shown, kind=["parquet", "csv"]),
             figures=expand("<results>/{stage}/figure.svg", stage=shown),
             checks=expand("<results>/{stage}/check.json", stage=shown),
-            captions=[caption(name) for name in [introduction, *shown]],
+            introduction=caption(introduction),
+            captions=[caption(name) for name in shown],
             models=expand("<resources>/models/{model}/source.json", model=models_of(shown)),
             pages=expand("<results>/models/{model}/tree.html", model=models_of(shown)),
             edited=f"<results>/models/{config['edited']['model']}/edited.html",
@@ -79,8 +80,7 @@ for page, (shown, introduction) in REPORTS.items():
         params:
             stages=shown,
             results=lambda wildcards, input: Path(input.tables[0]).parents[1],
-            introduction=caption(introduction),
             code=code_digest("jaxinterp.figures.report"),
         shell:
             "jaxinterp report {params.stages:q} --results {params.results:q} --models {input.models:q}"
-            " --introduction {params.introduction:q} --output {output.page:q} 2>&1 | tee {log:q}"
+            " --introduction {input.introduction:q} --output {output.page:q} 2>&1 | tee {log:q}"
