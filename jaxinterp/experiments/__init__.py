@@ -21,7 +21,7 @@ def names() -> list[str]:
         Module names in alphabetical order.
     """
     folder = Path(__file__).parent
-    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    modules = (module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
     return sorted(name for name in modules if "\nPAPER" in (folder / f"{name}.py").read_text(encoding="utf-8"))
 
 

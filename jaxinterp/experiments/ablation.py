@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 
 from jaxinterp.analysis import heads
 from jaxinterp.analysis.heads import Head
-from jaxinterp.experiments import cases, head_attention, head_claims, head_removal
-from jaxinterp.experiments.cases import Case, Place
 from jaxinterp.experiments.claims import Claim
-from jaxinterp.experiments.head_claims import ORDERS, POOLS, SETS
-from jaxinterp.experiments.head_removal import Removal, Sources
+from jaxinterp.experiments.self_verification import cases, head_attention, head_claims, head_removal
+from jaxinterp.experiments.self_verification.cases import Case, Place
+from jaxinterp.experiments.self_verification.head_claims import ORDERS, POOLS, SETS
+from jaxinterp.experiments.self_verification.head_removal import Removal, Sources
 from jaxinterp.figures import head_ablation
 from jaxinterp.models.language_model import LanguageModel
 

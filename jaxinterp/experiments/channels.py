@@ -21,11 +21,12 @@ import jaxinterp as ji
 from jaxinterp.analysis import heads, statistics
 from jaxinterp.analysis.heads import Head
 from jaxinterp.analysis.units import Unit, draw_units
-from jaxinterp.experiments import ablation, cases, head_orders, unit_activity, units
-from jaxinterp.experiments.cases import Case
+from jaxinterp.experiments import ablation, units
 from jaxinterp.experiments.claims import Claim
-from jaxinterp.experiments.head_removal import Removal
-from jaxinterp.experiments.unit_activity import UnitSet
+from jaxinterp.experiments.self_verification import cases, head_orders, unit_activity
+from jaxinterp.experiments.self_verification.cases import Case
+from jaxinterp.experiments.self_verification.head_removal import Removal
+from jaxinterp.experiments.self_verification.unit_activity import UnitSet
 from jaxinterp.figures import channel_scores
 from jaxinterp.models.language_model import LanguageModel
 

@@ -17,17 +17,16 @@ from matplotlib.figure import Figure
 
 from jaxinterp.analysis import heads, statistics, weight_changes
 from jaxinterp.analysis.heads import Head
-from jaxinterp.experiments import (
-    ablation,
+from jaxinterp.experiments import ablation, units
+from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.self_verification import (
     behaviour,
     cases,
     head_attention,
     head_removal,
     question_effects,
-    units,
     yes_no,
 )
-from jaxinterp.experiments.claims import Claim
 from jaxinterp.figures import training_effects
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import countdown
@@ -99,8 +98,8 @@ def run(config: Config, models: Mapping[str, LanguageModel], inputs: Mapping[str
           vectors in no list is the control;
         * heads: `heads` that the definition `condition` finds in either `model`, their number, and the overlap of both
           sets (Jaccard; none where both are empty);
-        * questions: answers with Yes or No without the heads of `condition` (see `jaxinterp.experiments.yes_no`), and
-          the drop of balanced accuracy;
+        * questions: answers with Yes or No without the heads of `condition` (see
+          `jaxinterp.experiments.self_verification.yes_no`), and the drop of balanced accuracy;
         * patching: share of answers that turn when the heads' outputs at the last token come from a question that
           differs in the target alone; `kind` says from which to which;
         * behaviour: shares of problems solved and of texts in each style (`kind`), style entropy in nats, shares of

@@ -18,8 +18,8 @@ import polars as pl
 from matplotlib.figure import Figure
 
 import jaxinterp as ji
-from jaxinterp.experiments import cases
 from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.self_verification import cases
 from jaxinterp.figures import in_context_verdicts
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import countdown, paired_questions

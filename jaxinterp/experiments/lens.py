@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 import jaxinterp as ji
 from jaxinterp.analysis import heads, readout
 from jaxinterp.analysis.units import ablate_units, draw_units
-from jaxinterp.experiments import ablation, cases, units
-from jaxinterp.experiments.cases import Case
+from jaxinterp.experiments import ablation, units
 from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.self_verification import cases
+from jaxinterp.experiments.self_verification.cases import Case
 from jaxinterp.figures import lens_layers
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import verification

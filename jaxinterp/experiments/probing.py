@@ -22,9 +22,9 @@ from sklearn.preprocessing import StandardScaler
 
 import jaxinterp as ji
 from jaxinterp.analysis import probes
-from jaxinterp.experiments import cases
-from jaxinterp.experiments.cases import PLACES, Case
 from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.self_verification import cases
+from jaxinterp.experiments.self_verification.cases import PLACES, Case
 from jaxinterp.figures import probe_layers
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import countdown

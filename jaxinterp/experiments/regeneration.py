@@ -18,10 +18,11 @@ from matplotlib.figure import Figure
 
 import jaxinterp as ji
 from jaxinterp.analysis import statistics
-from jaxinterp.experiments import ablation, cases, missing_parts, units
-from jaxinterp.experiments.cases import Case
+from jaxinterp.experiments import ablation, units
 from jaxinterp.experiments.claims import Claim
-from jaxinterp.experiments.missing_parts import (
+from jaxinterp.experiments.self_verification import cases, missing_parts
+from jaxinterp.experiments.self_verification.cases import Case
+from jaxinterp.experiments.self_verification.missing_parts import (
     ANY_HEADS,
     BOTH,
     FIRST,

@@ -21,9 +21,10 @@ import jaxinterp as ji
 from jaxinterp import axes
 from jaxinterp.analysis import heads
 from jaxinterp.analysis.heads import Head
-from jaxinterp.experiments import ablation, cases
-from jaxinterp.experiments.cases import Case, Group
+from jaxinterp.experiments import ablation
 from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.self_verification import cases
+from jaxinterp.experiments.self_verification.cases import Case, Group
 from jaxinterp.figures import twin_patches
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.sites.taps import Address

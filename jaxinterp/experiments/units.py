@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 import jaxinterp as ji
 from jaxinterp.analysis import statistics
 from jaxinterp.analysis.units import Unit, ablate_units, draw_units, highest
-from jaxinterp.experiments import cases
-from jaxinterp.experiments.cases import Case, Group
 from jaxinterp.experiments.claims import Claim
-from jaxinterp.experiments.unit_readings import (
+from jaxinterp.experiments.self_verification import cases
+from jaxinterp.experiments.self_verification.cases import Case, Group
+from jaxinterp.experiments.self_verification.unit_readings import (
     POLARITIES,
     TOKENS_READ,
     UNITS_READ,

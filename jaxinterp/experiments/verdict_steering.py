@@ -17,9 +17,9 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from jaxinterp.analysis import statistics
-from jaxinterp.experiments import attempt_ends, cases, end_pushes, pushes, verdict_pushes
-from jaxinterp.experiments.attempt_ends import Streams
 from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.self_verification import attempt_ends, cases, end_pushes, pushes, verdict_pushes
+from jaxinterp.experiments.self_verification.attempt_ends import Streams
 from jaxinterp.figures import steered_verdicts
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import verification

@@ -15,9 +15,9 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
-from jaxinterp.experiments import cases
 from jaxinterp.experiments.claims import Claim
-from jaxinterp.experiments.solving import solve
+from jaxinterp.experiments.self_verification import cases
+from jaxinterp.experiments.self_verification.solving import solve
 from jaxinterp.figures import verdict_counts
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import countdown, verification, worked_examples

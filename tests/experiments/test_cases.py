@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.experiments import cases, verdicts
+from jaxinterp.experiments import verdicts
+from jaxinterp.experiments.self_verification import cases
 from jaxinterp.models.toy import toy
 from jaxinterp.tasks import countdown
 

@@ -8,9 +8,10 @@ import pytest
 
 import jaxinterp as ji
 from jaxinterp.analysis import heads
-from jaxinterp.experiments import ablation, cases, channels, claims, head_orders, unit_activity, units
-from jaxinterp.experiments.head_removal import Removal
-from jaxinterp.experiments.unit_activity import UnitSet
+from jaxinterp.experiments import ablation, channels, claims, units
+from jaxinterp.experiments.self_verification import cases, head_orders, unit_activity
+from jaxinterp.experiments.self_verification.head_removal import Removal
+from jaxinterp.experiments.self_verification.unit_activity import UnitSet
 from jaxinterp.models.toy import toy
 from tests.experiments import verdict_table
 

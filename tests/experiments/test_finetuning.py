@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.experiments import behaviour, cases, claims, finetuning, yes_no
+from jaxinterp.experiments import claims, finetuning
+from jaxinterp.experiments.self_verification import behaviour, cases, yes_no
 from jaxinterp.models.toy import toy
 from jaxinterp.tasks import continuations, countdown
 from tests.experiments import planted_parts, verdict_table

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.experiments import cases, head_attention, head_removal
-from jaxinterp.experiments.head_removal import Removal
+from jaxinterp.experiments.self_verification import cases, head_attention, head_removal
+from jaxinterp.experiments.self_verification.head_removal import Removal
 from jaxinterp.tasks import countdown
 from tests.experiments import verdict_table
 

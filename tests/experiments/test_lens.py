@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.experiments import ablation, cases, claims, lens, units
+from jaxinterp.experiments import ablation, claims, lens, units
+from jaxinterp.experiments.self_verification import cases
 from jaxinterp.models.language_model import with_weights
 from jaxinterp.models.toy import toy
 from jaxinterp.tasks import verification

@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.experiments import cases, claims, probing
+from jaxinterp.experiments import claims, probing
+from jaxinterp.experiments.self_verification import cases
 from jaxinterp.tasks import countdown
 from tests.experiments import verdict_table
 

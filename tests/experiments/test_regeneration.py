@@ -4,7 +4,8 @@ import polars as pl
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.experiments import claims, missing_parts, regeneration
+from jaxinterp.experiments import claims, regeneration
+from jaxinterp.experiments.self_verification import missing_parts
 from tests.experiments import planted_parts, verdict_table
 
 SMALL = regeneration.Config(evaluation=6, max_new_tokens=32, curve=2, draws=2, recomputed=2, samples=1, batch_size=6)

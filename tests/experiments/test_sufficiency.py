@@ -8,7 +8,8 @@ import pytest
 
 import jaxinterp as ji
 from jaxinterp.analysis import heads
-from jaxinterp.experiments import ablation, cases, claims, sufficiency
+from jaxinterp.experiments import ablation, claims, sufficiency
+from jaxinterp.experiments.self_verification import cases
 from jaxinterp.experiments.sufficiency import Patch, Twins
 from tests.experiments import verdict_table
 

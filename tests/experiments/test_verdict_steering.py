@@ -6,8 +6,9 @@ import polars as pl
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.experiments import attempt_ends, cases, claims, end_pushes, pushes, verdict_steering, verdicts
-from jaxinterp.experiments.pushes import Aim
+from jaxinterp.experiments import claims, verdict_steering, verdicts
+from jaxinterp.experiments.self_verification import attempt_ends, cases, end_pushes, pushes
+from jaxinterp.experiments.self_verification.pushes import Aim
 from jaxinterp.models.toy import toy
 from jaxinterp.tasks import countdown
 

@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.experiments import cases, solving, verdicts
+from jaxinterp.experiments import verdicts
+from jaxinterp.experiments.self_verification import cases, solving
 from jaxinterp.models.toy import toy
 from jaxinterp.tasks import countdown, worked_examples
 

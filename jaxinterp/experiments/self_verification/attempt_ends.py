@@ -12,8 +12,8 @@ import numpy as np
 
 import jaxinterp as ji
 from jaxinterp.activations.generate import generate_grid
-from jaxinterp.experiments import cases
-from jaxinterp.experiments.cases import Case
+from jaxinterp.experiments.self_verification import cases
+from jaxinterp.experiments.self_verification.cases import Case
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import repetition
 from jaxinterp.tasks.tokenizer import Tokenizer

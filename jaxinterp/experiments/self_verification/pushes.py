@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxinterp as ji
-from jaxinterp.experiments import cases
-from jaxinterp.experiments.cases import Case
+from jaxinterp.experiments.self_verification import cases
+from jaxinterp.experiments.self_verification.cases import Case
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.sites.positions import Positions
 

@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 
 import jaxinterp as ji
-from jaxinterp.experiments import attempt_ends, cases, pushes
-from jaxinterp.experiments.cases import Case
-from jaxinterp.experiments.pushes import Aim, Push
+from jaxinterp.experiments.self_verification import attempt_ends, cases, pushes
+from jaxinterp.experiments.self_verification.cases import Case
+from jaxinterp.experiments.self_verification.pushes import Aim, Push
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import verification
 

@@ -9,8 +9,8 @@ import numpy as np
 import jaxinterp as ji
 from jaxinterp.analysis import heads
 from jaxinterp.analysis.heads import Head
-from jaxinterp.experiments import cases
-from jaxinterp.experiments.cases import PLACES, Case, Group, Place
+from jaxinterp.experiments.self_verification import cases
+from jaxinterp.experiments.self_verification.cases import PLACES, Case, Group, Place
 from jaxinterp.models.language_model import LanguageModel
 
 _DIGITS = 3  # a target has at most three

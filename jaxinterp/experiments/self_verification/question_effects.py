@@ -11,7 +11,7 @@ import polars as pl
 import jaxinterp as ji
 from jaxinterp.analysis import heads
 from jaxinterp.analysis.heads import Head
-from jaxinterp.experiments import cases, yes_no
+from jaxinterp.experiments.self_verification import cases, yes_no
 from jaxinterp.models.language_model import LanguageModel
 
 Sets = Mapping[str, Sequence[Head]]

@@ -11,9 +11,9 @@ import numpy as np
 import jaxinterp as ji
 from jaxinterp.analysis import statistics
 from jaxinterp.analysis.units import Unit
-from jaxinterp.experiments import cases, head_removal
-from jaxinterp.experiments.cases import Case
-from jaxinterp.experiments.head_removal import Removal
+from jaxinterp.experiments.self_verification import cases, head_removal
+from jaxinterp.experiments.self_verification.cases import Case
+from jaxinterp.experiments.self_verification.head_removal import Removal
 from jaxinterp.models.language_model import LanguageModel
 
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from jaxinterp.analysis import statistics
-from jaxinterp.experiments import cases
-from jaxinterp.experiments.solving import solve
+from jaxinterp.experiments.self_verification import cases
+from jaxinterp.experiments.self_verification.solving import solve
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import continuations, countdown
 from jaxinterp.tasks.countdown import Problem

@@ -16,7 +16,7 @@ from scipy import stats
 
 import jaxinterp as ji
 from jaxinterp.analysis import statistics
-from jaxinterp.experiments.cases import Case
+from jaxinterp.experiments.self_verification.cases import Case
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import countdown, plain_verification
 

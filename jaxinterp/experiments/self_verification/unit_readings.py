@@ -10,8 +10,8 @@ import numpy as np
 
 import jaxinterp as ji
 from jaxinterp.analysis.units import Unit, cosines, pooled_ranking, top_tokens, value_vectors
-from jaxinterp.experiments import cases
-from jaxinterp.experiments.cases import Case
+from jaxinterp.experiments.self_verification import cases
+from jaxinterp.experiments.self_verification.cases import Case
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import verification
 

@@ -15,8 +15,8 @@ import numpy as np
 import jaxinterp as ji
 from jaxinterp.analysis import heads
 from jaxinterp.analysis.heads import Head
-from jaxinterp.experiments import cases
-from jaxinterp.experiments.cases import Case, Group
+from jaxinterp.experiments.self_verification import cases
+from jaxinterp.experiments.self_verification.cases import Case, Group
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.sites.taps import Address
 
