@@ -2,7 +2,8 @@
 #   snakemake --profile workflows/profiles/local
 #   snakemake --profile workflows/profiles/local probing                      one experiment alone
 #   snakemake --profile workflows/profiles/local --configfile mine.yaml       other models or settings
-#   snakemake --profile workflows/profiles/local self_verification            every experiment of that paper
+#   snakemake --profile workflows/profiles/local self_verification            every experiment of a paper
+#   snakemake --profile workflows/profiles/local embedding_geometry           the same of the other one
 #   snakemake --profile workflows/profiles/local benchmarks                   measure against the peers, on an idle machine
 from snakemake.utils import min_version
 
@@ -21,8 +22,7 @@ report: "workflows/report/workflow.rst"
 
 include: "workflows/rules/common.smk"
 include: "workflows/rules/models.smk"
-include: "workflows/experiments/alignment.smk"
-include: "workflows/experiments/steering.smk"
+include: "workflows/experiments/embedding_geometry.smk"
 include: "workflows/experiments/self_verification.smk"
 
 

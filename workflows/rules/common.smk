@@ -9,6 +9,19 @@ from jaxinterp.experiments import code_digest
 
 ROOT = Path(workflow.basedir)
 SECTIONS = []
+PAPERS = {}  # Paper -> experiment -> what `part` says of it, in the order of the paper's report.
+
+
+def read_paper(name, parts):
+    """Makes a target of a paper's experiments; `rules/papers.smk` has the rules."""
+    PAPERS[name] = parts
+    for experiment in parts:
+        read_section(experiment)
+
+
+def part(arrays=None, **inputs):
+    """What an experiment needs beside models (name -> file of another one), and the name of the arrays it makes."""
+    return {"arrays": arrays, "inputs": inputs}
 
 
 def read_section(name):
@@ -27,13 +40,10 @@ def read_section(name):
 
 
 def refuse_unknown_sections():
-    known = dict.fromkeys(["models", "edited", "dtype", *SECTIONS, "pathvars"], {})  # pathvars: Snakemake's own
+    known = dict.fromkeys(
+        ["models", "edited", "dtype", "memory", *SECTIONS, "pathvars"], {}
+    )  # pathvars: Snakemake's own
     refuse_unknown_keys(config, {"properties": known, "additionalProperties": False}, "config")
-
-
-def stages():
-    """The experiments included, in order."""
-    return list(SECTIONS)
 
 
 def caption(name):
