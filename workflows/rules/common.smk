@@ -41,7 +41,7 @@ def read_section(name):
 
 def refuse_unknown_sections():
     known = dict.fromkeys(
-        ["models", "edited", "dtype", "memory", *SECTIONS, "pathvars"], {}
+        ["models", "edited", "dtype", "memory", "threads", *SECTIONS, "pathvars"], {}
     )  # pathvars: Snakemake's own
     refuse_unknown_keys(config, {"properties": known, "additionalProperties": False}, "config")
 

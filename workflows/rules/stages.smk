@@ -29,7 +29,7 @@ for experiment, needs in {name: needs for parts in PAPERS.values() for name, nee
             f"<logs>/{experiment}/measure.log",
         benchmark:
             f"<benchmarks>/{experiment}.tsv"
-        threads: 2
+        threads: config["threads"]
         resources:
             mem=config["memory"],
             runtime="30m",
