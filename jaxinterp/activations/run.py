@@ -95,17 +95,19 @@ def run(
     step = _rows_at_once(model, chosen, rows, padded, logits, batch_size)
     keep_compiled_programs()
     base = Base.of(cast("Decoder", model.body))
-    outputs: list[tuple[np.ndarray | None, dict[Address, np.ndarray]]] = []
+    results = _Results(rows)
+    under_way: tuple[int, int, jax.Array | None, dict[Address, jax.Array]] | None = None
     for first in range(0, rows, step):
         part, part_valid = tokens[first : first + step], valid[first : first + step]
-        count = len(part)
         texts = Texts(*(jnp.asarray(array) for array in pad_rows(part, part_valid, step, padded)))
         some = base if step == rows else base.of_rows(np.minimum(np.arange(first, first + step), rows - 1))
-        values, saved = read_pass(some, texts, wanted, logits)
-        outputs.append((_trim(values, count, logits, seq), {at: _crop(at, x, count, seq) for at, x in saved.items()}))
-    arrays = {at: _join([saved[at] for _, saved in outputs]) for at in outputs[0][1]}
-    values = None if logits is None else _join([part for part, _ in outputs if part is not None])
-    return values, Cache(arrays, tokens, valid)
+        started = (first, len(part), *read_pass(some, texts, wanted, logits))
+        if under_way is not None:
+            results.keep(*under_way, seq)
+        under_way = started
+    assert under_way is not None, "prepare refuses empty inputs"
+    results.keep(*under_way, seq)
+    return results.logits, Cache(results.arrays, tokens, valid)
 
 
 def prepare(model: LanguageModel, inputs: Inputs, mask: Any = None) -> tuple[np.ndarray, np.ndarray]:
@@ -192,20 +194,36 @@ def _reads_readout(sites: tuple[Site, ...]) -> bool:
     return any(site.name in ("ln_final", "logits") for site in sites)
 
 
-def _trim(values: jax.Array | None, count: int, logits: Readout, seq: int) -> np.ndarray | None:
-    if values is None:
-        return None
-    return np.asarray(values)[:count] if logits == "last" else np.asarray(values)[:count, -seq:]
+class _Results:
+    """What the parts of a batch gave, put together while the next part is under way.
 
+    Attributes:
+        logits: Logits of all rows, if any are wanted.
+        arrays: Address -> reads of all rows.
+    """
 
-def _crop(address: Address, array: jax.Array, count: int, seq: int) -> np.ndarray:
-    names = axes.SITES[address[0]][0]
-    cut = tuple(slice(-seq, None) if name in (axes.SEQ, axes.KV_SEQ) else slice(None) for name in names[1:])
-    return np.asarray(array)[(slice(count), *cut)]
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self.logits: np.ndarray | None = None
+        self.arrays: dict[Address, np.ndarray] = {}
 
+    def keep(self, first: int, count: int, logits: jax.Array | None, saved: dict[Address, jax.Array], seq: int) -> None:
+        """Waits for a part, and puts its rows where they belong, without their padding."""
+        if logits is not None:
+            values = np.asarray(logits)[:count]
+            self.logits = self._put(self.logits, first, values if values.ndim == 2 else values[:, -seq:])
+        for address, array in saved.items():
+            names = axes.SITES[address[0]][0]
+            cut = tuple(slice(-seq, None) if name in (axes.SEQ, axes.KV_SEQ) else slice(None) for name in names[1:])
+            values = np.asarray(array)[(slice(count), *cut)]
+            self.arrays[address] = self._put(self.arrays.get(address), first, values)
 
-def _join(parts: list[np.ndarray]) -> np.ndarray:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def _put(self, whole: np.ndarray | None, first: int, part: np.ndarray) -> np.ndarray:
+        if len(part) == self._rows:
+            return part
+        whole = np.empty((self._rows, *part.shape[1:]), part.dtype) if whole is None else whole
+        whole[first : first + len(part)] = part
+        return whole
 
 
 def _find_addresses(model: LanguageModel, sites: tuple[Site, ...]) -> dict[Address, Site]:
@@ -237,5 +255,6 @@ def _rows_at_once(
         return min(max(1, batch_size), rows)
     each = bytes_per_row(architecture, sites, seq=seq, logits=logits, itemsize=itemsize)
     fixed = bytes_fixed(architecture, itemsize)
-    fits = rows if fixed + rows * each <= free // 2 else rows_that_fit(each, free // 2, rows, fixed)
+    # When not all rows fit, two parts are under way at a time.
+    fits = rows if fixed + rows * each <= free // 2 else rows_that_fit(2 * each, free // 2, rows, fixed)
     return rows_at_once(rows, seq, fits)

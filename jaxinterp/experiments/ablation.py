@@ -57,17 +57,17 @@ _COLUMNS = {
 class Config:
     """Settings of the ablation experiment."""
 
-    scan: int = 100
+    scan: int = 60
     """Accepted cases of the selection on which each single head is taken out; attention is measured on all of them."""
     sources: int = 40
     """Cases of the selection, of either verdict, that give the means and the resampled outputs."""
     curve: int = 8
     """Longest prefix of the heads, in order of attention and of their single effect, that is taken out."""
-    curve_cases: int = 100
+    curve_cases: int = 60
     """Cases of the evaluation, of either verdict, for these curves, and for means and resampled outputs."""
     draws: int = 20
     """Random sets of each kind."""
-    random: int = 30
+    random: int = 20
     """Cases of the evaluation, of either verdict, on which each random set is taken out."""
     attention_threshold: float = 0.1
     """A head looks at the target if it spends more than this share of its attention on it."""

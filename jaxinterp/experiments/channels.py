@@ -70,7 +70,7 @@ class Config:
     """Cases of each verdict in which is read what heads write."""
     curve: int = 60
     """Accepted cases of the evaluation on which heads are taken out one after another, as many as the authors used."""
-    sizes: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 12, 16)
+    sizes: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)
     """Numbers of heads that are taken out in every order of all heads; of a found set every number is."""
     orders: int = 3
     """Random orders of each pool."""

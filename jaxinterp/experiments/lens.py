@@ -58,7 +58,7 @@ class Config:
 
     cases: int = 300
     """Cases of the evaluation split that are read, of each verdict."""
-    ablated: int = 300
+    ablated: int = 150
     """How many of them are read with parts taken out."""
     seed: int = 0
     """Of the random units."""
