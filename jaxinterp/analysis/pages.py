@@ -8,7 +8,7 @@ import math
 import treescope
 from penzai import pz
 
-from jaxinterp.models.language_model import LanguageModel
+from jaxinterp.models.language_model import EmbeddingTable, LanguageModel
 from jaxinterp.sites import taps
 
 _HEAD = """<!doctype html>
@@ -52,6 +52,8 @@ def model_page(model: LanguageModel) -> str:
 
 def _facts(model: LanguageModel) -> str:
     sizes = model.architecture
+    if isinstance(model, EmbeddingTable):
+        return f"A token table of {sizes.vocabulary:,} x {sizes.embedding}; nothing else of this model is read."
     count = sum(math.prod(axes.values()) for axes in sizes.weights().values())
     return (
         f"{count:,} parameters: {sizes.layers} layers, embedding {sizes.embedding}, {sizes.heads} heads of "

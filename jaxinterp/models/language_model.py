@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import treescope
 from penzai import pz
 from safetensors.numpy import save_file
 
-from jaxinterp.models import checkpoint, convert, decoder, families, sources
+from jaxinterp.models import checkpoint, convert, decoder, embedding_table, families, sources
 from jaxinterp.models.architecture import Architecture
 from jaxinterp.tasks.tokenizer import Tokenizer
 
@@ -50,6 +50,22 @@ class LanguageModel(pz.Struct):
         """
         return decoder.read_weights(self.body)
 
+    def token_table(self, name: Literal["W_E", "W_U"] = "W_E") -> jax.Array:
+        """One of the two tables that have a row for each token.
+
+        Args:
+            name: `"W_E"`, the embedding, or `"W_U"`, the unembedding; the same table where the two are tied.
+
+        Returns:
+            [vocabulary, embedding].
+
+        Raises:
+            ValueError: It is neither, or the model has no unembedding.
+        """
+        if name not in ("W_E", "W_U"):
+            raise ValueError(f"there is no token table {name!r}; choose 'W_E' or 'W_U'")
+        return self.weights()["W_E" if self.architecture.tied else name]
+
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         """What a notebook shows for a model on a line of its own: its tree, to unfold."""
         tree = treescope.render_to_html(self, ignore_exceptions=True)
@@ -70,6 +86,22 @@ class LanguageModel(pz.Struct):
         return self.tokenizer
 
 
+@pz.pytree_dataclass(has_implicitly_inherited_fields=True)
+class EmbeddingTable(LanguageModel):
+    """A model of which only the token embeddings and the tokenizer are there, such as MiniLM.
+
+    Its geometry can be compared with that of other models; running it, reading sites and edits are refused.
+    """
+
+    def weights(self) -> dict[str, jax.Array]:
+        """The one weight there is.
+
+        Returns:
+            `{"W_E": [vocabulary, embedding]}`; asking it for another name is refused in a sentence.
+        """
+        return embedding_table.TableWeights(super().weights(), self.source)
+
+
 def load(source: str | Path, dtype: Any = "float32", revision: str | None = None) -> LanguageModel:
     """Loads a model.
 
@@ -80,7 +112,7 @@ def load(source: str | Path, dtype: Any = "float32", revision: str | None = None
         revision: Revision of a hub model.
 
     Returns:
-        The model, with the tokenizer if the source has one.
+        The model, with the tokenizer if the source has one; an `EmbeddingTable` if it is an encoder such as BERT.
 
     Raises:
         ValueError: The source, its config or its tensors are not what they should be; the sentence names the file,
@@ -93,14 +125,18 @@ def load(source: str | Path, dtype: Any = "float32", revision: str | None = None
     asked = decoder.check_dtype(dtype)
     resolved = sources.resolve(str(source), revision)
     stored = checkpoint.open_checkpoint(resolved.path)
+    config, tokenizer = json.dumps(stored.config, sort_keys=True), _read_tokenizer(resolved.path)
+    if stored.config.get("model_type") in embedding_table.ENCODERS:
+        table, architecture = embedding_table.read_table(stored, resolved.source, asked)
+        return EmbeddingTable(table, architecture, config, tokenizer, resolved.source)
     family, architecture = families.read_architecture(stored.config, str(resolved.path))
     rename = family.renaming(list(stored.keys()), architecture)
     weights = convert.to_canonical(stored, architecture, family.rules, asked, rename)
     return LanguageModel(
         body=decoder.build(architecture, weights),
         architecture=architecture,
-        config=json.dumps(stored.config, sort_keys=True),
-        tokenizer=_read_tokenizer(resolved.path),
+        config=config,
+        tokenizer=tokenizer,
         source=resolved.source,
     )
 

