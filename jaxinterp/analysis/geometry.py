@@ -17,6 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxinterp.analysis import pair_scores
+
+_LOOK_UP = 40
+"""Multiplications in the time of looking one number up out of order."""
+_FEW = 4000
+"""Tokens of which matrices of all pairs may be formed."""
+
 
 def unit_rows(table: np.ndarray, *, centred: bool = False, without: int = 0) -> np.ndarray:
     """Rows of a table scaled to length one.
@@ -114,19 +121,63 @@ def permutation_null(
     Returns:
         r of each relabelling, float64 [permutation].
     """
-    draw = np.random.default_rng(seed)
+    if len(a) <= _FEW and len(a) * _LOOK_UP < a.shape[1] * b.shape[1]:
+        pairs = (pair_scores.standardise(rows @ rows.T) for rows in (a, b))
+        return pair_scores.permutation_null(*pairs, permutations=permutations, seed=seed, groups=groups)
     energies = _energies(a, b)
-    null = np.empty(permutations)
-    for index in range(permutations):
-        order = draw.permutation(len(b)) if groups is None else _within_groups(draw, groups)
-        null[index] = _correlation(len(a), len(a), **energies | {"xy": _energy(a.T @ b[order])})
+    orders = pair_scores.relabellings(len(b), permutations, seed, groups)
+    products = (_energy(a.T @ b[order]) for order in orders)
+    return np.array([_correlation(len(a), len(a), **energies | {"xy": product}) for product in products])
+
+
+def random_table_null(
+    first: np.ndarray, second: np.ndarray, *, tokens: int, draws: int, seed: int, **options: Any
+) -> np.ndarray:
+    """The correlation of random tables that share nothing but have the means and covariances of two given ones.
+
+    Args:
+        first: Rows [token, embedding].
+        second: Rows [token, embedding].
+        tokens: Rows of each random table.
+        draws: How many pairs of random tables.
+        seed: Seed of the random numbers.
+        **options: As for `unit_rows`.
+
+    Returns:
+        r of each pair, float64 [draw].
+    """
+    draw = np.random.default_rng(seed)
+    moments = []
+    for table in (first, second):
+        mean = table.mean(axis=0, dtype=np.float64)
+        centred = table - mean.astype(np.float32)
+        strengths, directions = np.linalg.eigh((centred.T @ centred).astype(np.float64) / len(table))
+        spread = directions * np.sqrt(np.maximum(strengths, 0))
+        moments.append((mean.astype(np.float32), spread.T.astype(np.float32)))
+    null = np.empty(draws)
+    for index in range(draws):
+        pair = [mean + draw.standard_normal((tokens, len(mean)), np.float32) @ spread for mean, spread in moments]
+        null[index] = cosine_correlation(*(unit_rows(table, **options) for table in pair))
     return null
 
 
-def _within_groups(draw: np.random.Generator, groups: np.ndarray) -> np.ndarray:
-    order = np.empty(len(groups), np.int64)
-    order[np.argsort(groups, kind="stable")] = np.lexsort((draw.random(len(groups)), groups))
-    return order
+def quantisation_noise(table: np.ndarray, seed: int, *, block: int = 32, levels: int = 127) -> np.ndarray:
+    """Noise as large as what rounding to 8 bits leaves (GGUF's Q8_0): uniform within one step of each block.
+
+    Args:
+        table: Rows [token, embedding].
+        seed: Seed of the random numbers.
+        block: Numbers of a row that share a step.
+        levels: Steps from zero to the largest number of a block.
+
+    Returns:
+        Float32 [token, embedding], to be added.
+    """
+    rows = np.asarray(table, np.float32)
+    padded = np.pad(np.abs(rows), ((0, 0), (0, -rows.shape[1] % block)))
+    steps = padded.reshape(len(rows), -1, block).max(axis=2) / levels
+    size = np.repeat(steps, block, axis=1)[:, : rows.shape[1]]
+    return size * (np.random.default_rng(seed).random(rows.shape, np.float32) - np.float32(0.5))
 
 
 def node_bootstrap(

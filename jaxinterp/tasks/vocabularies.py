@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -65,9 +66,20 @@ class Matched:
         Returns:
             Boolean [token].
         """
-        return np.array(
-            [key[:1] == b" " and len(key) > letters and key[1:].isalpha() and key.isascii() for key in self.keys]
-        )
+        return are_words(self.keys, letters)
+
+
+def are_words(keys: Sequence[bytes], letters: int = 3) -> np.ndarray:
+    """Which keys are a space followed by ASCII letters only.
+
+    Args:
+        keys: Bytes of some tokens.
+        letters: Fewest letters of a word.
+
+    Returns:
+        Boolean [token].
+    """
+    return np.array([key[:1] == b" " and len(key) > letters and key[1:].isalpha() and key.isascii() for key in keys])
 
 
 def token_ids_by_bytes(vocabulary: Vocabulary) -> dict[bytes, int]:
@@ -102,12 +114,28 @@ def match_tokens(source: Vocabulary, target: Vocabulary) -> Matched:
     Raises:
         ValueError: They share no token.
     """
-    there = token_ids_by_bytes(target)
-    shared = {key: here for key, here in token_ids_by_bytes(source).items() if key in there}
-    if not shared:
-        raise ValueError("the two tokenizers share no token by bytes; give two models whose tokenizers overlap")
-    keys = tuple(shared)
-    return Matched(np.array([shared[key] for key in keys]), np.array([there[key] for key in keys]), keys)
+    (here, there), keys = match_all([source, target])
+    return Matched(here, there, keys)
+
+
+def match_all(tokenizers: Sequence[Vocabulary]) -> tuple[np.ndarray, tuple[bytes, ...]]:
+    """Matches the tokens of several tokenizers by byte string.
+
+    Args:
+        tokenizers: Two or more.
+
+    Returns:
+        Ids, int [tokenizer, token], and the bytes of each token, in the order of the first one's ids.
+
+    Raises:
+        ValueError: They share no token.
+    """
+    first, *others = [token_ids_by_bytes(tokenizer) for tokenizer in tokenizers]
+    keys = tuple(key for key in first if all(key in ids for ids in others))
+    if not keys:
+        which = "two" if len(others) == 1 else f"{1 + len(others)}"
+        raise ValueError(f"the {which} tokenizers share no token by bytes; give models whose tokenizers overlap")
+    return np.array([[ids[key] for key in keys] for ids in (first, *others)]), keys
 
 
 def trained_rows(table: np.ndarray) -> np.ndarray:

@@ -93,3 +93,36 @@ def test_the_bootstrap_equals_drawing_tokens_when_every_group_is_one_token():
 def test_tables_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match="3 and 4 rows"):
         geometry.cosine_correlation(np.ones((3, 2)), np.ones((4, 2)))
+
+
+def test_nulls_by_look_up_and_by_the_closed_form_are_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    a, b = (geometry.unit_rows(rng.normal(size=(60, width)) + 0.3) for width in (90, 80))
+    for groups in (None, np.repeat(np.arange(3), 20)):
+        looked_up = geometry.permutation_null(a, b, permutations=20, seed=1, groups=groups)
+        with monkeypatch.context() as patch:
+            patch.setattr(geometry, "_FEW", 0)
+            computed = geometry.permutation_null(a, b, permutations=20, seed=1, groups=groups)
+        np.testing.assert_allclose(looked_up, computed, atol=1e-5)
+        assert looked_up.std() > 1e-3
+
+
+def test_random_tables_have_the_moments_and_share_nothing():
+    a, b = related(0.3, tokens=2000)
+    null = geometry.random_table_null(a, b, tokens=300, draws=30, seed=0, centred=True)
+    assert abs(null.mean()) < 4 * null.std() / np.sqrt(30) and null.max() < 0.1
+    shifted = geometry.random_table_null(a + 5, b + 5, tokens=300, draws=30, seed=0)
+    assert shifted.std() > 2 * null.std(), "a common direction makes the raw null wider"
+
+
+def test_noise_is_that_of_eight_bits_and_moves_little():
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(2000, 70)).astype(np.float32)
+    noise = geometry.quantisation_noise(table, seed=0)
+    steps = np.abs(np.pad(table, ((0, 0), (0, 26)))).reshape(2000, 3, 32).max(axis=2) / 127
+    largest = np.abs(np.pad(noise, ((0, 0), (0, 26)))).reshape(2000, 3, 32).max(axis=2)
+    assert (largest <= 0.5 * steps * (1 + 1e-6)).all() and (largest > 0.3 * steps).mean() > 0.9
+    rounded = np.round(table[:, :32] / steps[:, :1]) * steps[:, :1] - table[:, :32]
+    assert noise[:, :32].std() == pytest.approx(rounded.std(), rel=0.03)
+    a, b = (geometry.unit_rows(rows) for rows in (table, table + noise))
+    assert geometry.cosine_correlation(a, b) > 0.9999

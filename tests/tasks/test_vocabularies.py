@@ -47,3 +47,12 @@ def test_untrained_rows_are_zero_or_repeated():
     table[2] = 0
     table[5] = table[1]
     assert vocabularies.trained_rows(table).tolist() == [True, False, False, True, True, False]
+
+
+def test_three_vocabularies_match_on_what_all_of_them_have():
+    vocabulary = Listed(b"a", b"b", b"c"), Listed(b"c", None, b"a"), Listed(b"x", b"c", b"b", b"a")
+    ids, keys = vocabularies.match_all(vocabulary)
+    assert keys == (b"a", b"c")
+    assert ids.tolist() == [[0, 2], [2, 0], [3, 1]]
+    with pytest.raises(ValueError, match="the 3 tokenizers share no token"):
+        vocabularies.match_all([*vocabulary[:2], Listed(b"b")])
