@@ -15,8 +15,9 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
-from jaxinterp.analysis import geometry, statistics, transfer
+from jaxinterp.analysis import statistics, transfer
 from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.embedding_geometry import shared_tokens
 from jaxinterp.figures import embedding_alignment
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import vocabularies
@@ -26,13 +27,8 @@ PAPER = "lee2025geometry"
 _LOG = logging.getLogger(__name__)
 
 DIRECTIONS = ("source to target", "target to source")
-METHODS: tuple[transfer.Fit, ...] = ("least_squares", "procrustes")
-VARIANTS = {
-    "raw": {"centred": False, "without": 0},
-    "centred": {"centred": True, "without": 0},
-    "centred, 3 directions out": {"centred": True, "without": 3},
-}
-"""What is done to the rows before their cosines are taken."""
+METHODS: tuple[transfer.Fit, ...] = ("least_squares", "ridge", "procrustes")
+VARIANTS = shared_tokens.VARIANTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +49,9 @@ class Config:
     """Relabellings in the rank-matched test."""
     resamples: int = 2000
     """Bootstrap resamples of tokens."""
-    shuffled_maps: int = 10
+    ridge: float = 0.1
+    """Penalty of the ridge map, in units of the mean eigenvalue of the source rows' Gram matrix."""
+    shuffled_maps: int = 20
     """Maps in each direction that are fitted on wrongly paired tokens."""
     seed: int = 0
     """Of the split, the relabellings, the shuffles and the bootstrap."""
@@ -88,10 +86,11 @@ def run(config: Config, models: Mapping[str, LanguageModel]) -> tuple[pl.DataFra
     Raises:
         ValueError: Too few tokens are shared to fit a map.
     """
-    matched, source, target = _matched_rows(models["source"], models["target"], config)
-    order = np.random.default_rng(config.seed).permutation(len(matched))
-    rows = [{"part": "tokens", "measure": "matched tokens", "value": len(matched), "n": len(matched)}]
-    rows += _correlations(config, matched, source, target, order)
+    shared = _share(models["source"], models["target"], config)
+    source, target = shared.rows.values()
+    order = np.random.default_rng(config.seed).permutation(len(shared))
+    rows: list[dict] = [{"part": "tokens", "measure": "matched tokens", "value": len(shared), "n": len(shared)}]
+    rows += _correlations(config, shared, order)
     held, train = order[: config.held_out], order[config.held_out :]
     values: dict[str, np.ndarray] = {"source mean": source.mean(axis=0), "target mean": target.mean(axis=0)}
     for direction, (here, there) in zip(DIRECTIONS, ((source, target), (target, source)), strict=True):
@@ -107,70 +106,42 @@ def run(config: Config, models: Mapping[str, LanguageModel]) -> tuple[pl.DataFra
     return table, Maps(values, {name: names[array.ndim] for name, array in values.items()})
 
 
-def _matched_rows(
-    source: LanguageModel, target: LanguageModel, config: Config
-) -> tuple[vocabularies.Matched, np.ndarray, np.ndarray]:
-    matched = vocabularies.match_tokens(source.require_tokenizer(), target.require_tokenizer())
-    tables = [np.asarray(model.weights()["W_E"], np.float32) for model in (source, target)]
-    trained = [vocabularies.trained_rows(table) for table in tables]
-    matched = matched.where(trained[0][matched.source] & trained[1][matched.target])
-    needed = config.held_out + max(table.shape[1] for table in tables)
-    if len(matched) <= needed:
+def _share(source: LanguageModel, target: LanguageModel, config: Config) -> shared_tokens.SharedTokens:
+    tables = {"source": shared_tokens.read_table(source), "target": shared_tokens.read_table(target)}
+    shared = shared_tokens.share(tables)
+    needed = config.held_out + max(table.rows.shape[1] for table in tables.values())
+    if len(shared) <= needed:
         raise ValueError(
-            f"{source.source} and {target.source} share {len(matched)} trained tokens, but {config.held_out} held out "
+            f"{source.source} and {target.source} share {len(shared)} trained tokens, but {config.held_out} held out "
             f"and a map fitted on the rest need more than {needed}; lower held_out or take models that share more"
         )
-    return matched, tables[0][matched.source], tables[1][matched.target]
+    return shared
 
 
-def _correlations(
-    config: Config, matched: vocabularies.Matched, source: np.ndarray, target: np.ndarray, order: np.ndarray
-) -> Iterator[dict]:
-    words = np.flatnonzero(matched.words())
-    sample = order[: config.null_tokens]
-    edges = np.quantile(matched.source, np.linspace(0, 1, config.rank_bins + 1)[1:-1])
-    bins = np.digitize(matched.source[sample], edges)
+def _correlations(config: Config, shared: shared_tokens.SharedTokens, order: np.ndarray) -> Iterator[dict]:
+    names = (field.name for field in dataclasses.fields(shared_tokens.Sampling))
+    sampling = shared_tokens.Sampling(**{name: getattr(config, name) for name in names})
+    source, target = shared.rows.values()
+    bins = shared_tokens.bins_of_rank(shared.ids["source"], config.rank_bins)
+    words = np.flatnonzero(vocabularies.are_words(shared.keys))
     for name, options in VARIANTS.items():
         _LOG.info("pairwise cosines of %d tokens, %s", len(source), name)
-        a, b = geometry.unit_rows(source, **options), geometry.unit_rows(target, **options)
-        row = {"part": "correlation", "method": name}
-        low, high = geometry.node_bootstrap(a, b, resamples=config.resamples, seed=config.seed)
-        r = geometry.cosine_correlation(a, b)
-        yield row | {"measure": "r", "value": r, "low": low, "high": high, "n": len(a)}
-        r = geometry.cosine_correlation(a[sample], b[sample])
-        yield row | {"measure": "r of the sample", "value": r, "n": len(sample)}
-        within_bins = ("relabelled within rank bins", bins, config.rank_permutations)
-        tests = [within_bins] if options["without"] else [("relabelled", None, config.permutations), within_bins]
-        for null_name, groups, count in tests:
-            null = geometry.permutation_null(a[sample], b[sample], permutations=count, seed=config.seed, groups=groups)
-            low, high = np.quantile(null, [0.025, 0.975])
-            yield row | {
-                "measure": null_name,
-                "value": null.mean(),
-                "low": low,
-                "high": high,
-                "n": count,
-                "control": True,
-            }
-            p = statistics.permutation_p(r, null)
-            yield row | {"measure": f"p, {null_name}", "value": p, "n": count}
-        if len(words) > 2:
-            some_a, some_b = geometry.unit_rows(source[words], **options), geometry.unit_rows(target[words], **options)
-            low, high = geometry.node_bootstrap(some_a, some_b, resamples=config.resamples, seed=config.seed)
-            r = geometry.cosine_correlation(some_a, some_b)
-            yield row | {"measure": "r of words", "value": r, "low": low, "high": high, "n": len(words)}
+        for row in shared_tokens.correlation_rows(
+            source, target, options, sampling, order=order, bins=bins, words=words
+        ):
+            yield {"part": "correlation", "method": name} | row
 
 
 def _maps(
     config: Config, direction: str, here: np.ndarray, there: np.ndarray, train: np.ndarray, held: np.ndarray
 ) -> Iterator[tuple[list[dict], str, np.ndarray]]:
     """Each kept map in turn: its rows of the table, its name and its matrix."""
-    least = {"least_squares": here.shape[1], "procrustes": 0}
+    least = {"least_squares": here.shape[1]}
     for method in METHODS:
         rows: list[dict] = []
-        sizes = sorted({size for size in config.pairs if least[method] < size < len(train)} | {len(train)})
+        sizes = sorted({size for size in config.pairs if least.get(method, 0) < size < len(train)} | {len(train)})
         for size in sizes:
-            found = transfer.fit_map(here[train[:size]], there[train[:size]], method)
+            found = transfer.fit_map(here[train[:size]], there[train[:size]], method, ridge=config.ridge)
             quality = transfer.map_quality(found, here[held], there, held)
             measured = _quality_rows([quality], config.seed)
             rows += [row | {"direction": direction, "method": method, "pairs": size} for row in measured]

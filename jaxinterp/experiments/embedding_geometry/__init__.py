@@ -1,0 +1,1 @@
+"""What the experiments on embedding geometry share: the tokens, and the parts that one module could not hold."""
