@@ -3,7 +3,7 @@ import pytest
 from sklearn.manifold import _locally_linear
 from sklearn.neighbors import NearestNeighbors
 
-from jaxinterp.analysis import neighbours
+from jaxinterp.analysis import neighbour_search
 from jaxinterp.analysis.neighbours import locally_linear_weights, nearest_neighbours
 
 
@@ -16,7 +16,8 @@ def cloud(n=700, width=24, seed=0):
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_equals_brute_force_in_float64_whatever_the_blocks(metric, memory):
     table = cloud()
-    assert (neighbours._block(700, 7, memory) < 350) == (memory == 2**20)  # one block, or several with a padded one
+    one_block = neighbour_search.square_block(700, 7, memory) >= 350  # else several, with a padded one
+    assert one_block == (memory == 2**28)
     index, distance = nearest_neighbours(table, 7, metric, memory=memory)
     reference = NearestNeighbors(n_neighbors=8, metric=metric, algorithm="brute").fit(table.astype(np.float64))
     expected, order = reference.kneighbors(table.astype(np.float64))
@@ -33,6 +34,26 @@ def test_other_queries_may_find_every_vector(metric):
     np.testing.assert_array_equal(index, order)
     np.testing.assert_allclose(distance, expected, rtol=1e-4, atol=1e-6)
     assert index[-3:, 0].tolist() == [0, 1, 2] and (distance[-3:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("memory", [2**28, 2**16])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_some_rows_have_the_neighbours_that_they_have_among_all(metric, memory):
+    table, rows = cloud(3000), np.random.default_rng(2).permutation(3000)[:90]
+    assert (neighbour_search.wide_block(3000, 90, 8, memory)[1] < 3000) == (memory == 2**16)
+    index, distance = nearest_neighbours(table, 7, metric)
+    some, distances = nearest_neighbours(table, 7, metric, rows=rows, memory=memory)
+    np.testing.assert_array_equal(some, index[rows])
+    np.testing.assert_allclose(distances, distance[rows], rtol=1e-5, atol=1e-6)
+    weights = locally_linear_weights(table, some, rows=rows)
+    np.testing.assert_allclose(weights, locally_linear_weights(table, index)[rows], atol=1e-5)
+
+
+def test_a_row_with_many_equals_is_left_out_of_its_own_neighbours():
+    table = np.concatenate([np.ones((9, 3)), cloud(20, 3)])
+    index, distance = nearest_neighbours(table, 4, rows=np.array([8, 0, 12]))
+    assert index[0].tolist() == [0, 1, 2, 3] and index[1].tolist() == [1, 2, 3, 4] and (distance[:2] == 0).all()
+    assert 12 not in index[2]
 
 
 def test_equal_vectors_are_neighbours_at_distance_zero_and_ties_go_by_index():
@@ -62,6 +83,12 @@ def test_nearest_neighbours_refuses_what_has_no_answer():
         nearest_neighbours(np.where(np.arange(10)[:, None] == 4, 0, table), 2)
     with pytest.raises(ValueError, match="not finite"):
         nearest_neighbours(np.where(np.arange(10)[:, None] == 4, np.nan, table), 2, "euclidean")
+    with pytest.raises(ValueError, match="rows are among the vectors"):
+        nearest_neighbours(table, 2, queries=table, rows=np.array([1]))
+    with pytest.raises(ValueError, match="from 3 to 10; pass indices of 10 vectors"):
+        nearest_neighbours(table, 2, rows=np.array([3, 10]))
+    with pytest.raises(ValueError, match=r"indices, int \[rows\]"):
+        nearest_neighbours(table, 2, rows=np.array([True]))
     with pytest.raises(ValueError, match="bytes are too few"):
         nearest_neighbours(table, 2, memory=1000)
     with pytest.raises(ValueError, match=r"\[n, embedding\]"):
@@ -77,7 +104,7 @@ def test_locally_linear_weights_are_scikit_learns(width, regularisation, memory)
     theirs = _locally_linear.barycenter_weights(
         table.astype(np.float64), table.astype(np.float64), near, regularisation
     )
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_affine_combinations_on_a_plane_are_recovered():
