@@ -73,7 +73,7 @@ def read_prompt(
         What the model keeps.
     """
     batch, seq = tokens.shape
-    sizes: dict[Any, int] = {axes.BATCH: batch, axes.SEQ: slots, axes.KV_HEAD: kv_heads, axes.PROJECTION: projection}
+    sizes: dict[Any, int] = {axes.BATCH: batch, axes.KV_HEAD: kv_heads, axes.SEQ: slots, axes.PROJECTION: projection}
     dtype = jax.tree_util.tree_leaves(body)[0].dtype
     reading, variables = pz.unbind_state_vars(remember(body, pz.nx.zeros(sizes, dtype), prompt=True))
     inputs = side_inputs(tokens, mask)

@@ -70,9 +70,9 @@ class Config:
     """Minimal pairs of each kind whose questions are patched."""
     draws: int = 20
     """Random sets of heads; each is taken out in its own part of the questions."""
-    problems: int = 256
+    problems: int = 160
     """Held-out problems that the start model solves greedily; the other model's answers are in the verdicts."""
-    sampled: int = 256
+    sampled: int = 160
     """Of these, problems that both models solve at temperature 1."""
     max_new_tokens: int = 400
     """Cap on a response, in tokens; problems that the verdicts' model did not finish there are given to it again."""

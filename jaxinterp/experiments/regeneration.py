@@ -69,7 +69,7 @@ class Config:
 
     evaluation: int = 300
     """Held-out traces that go on from an attempt which the model accepts."""
-    max_new_tokens: int = 100
+    max_new_tokens: int = 60
     """Cap on what is written, in tokens."""
     curve: int = 3
     """Longest prefix of the circuit's heads that is taken out."""

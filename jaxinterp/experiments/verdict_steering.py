@@ -56,11 +56,11 @@ class Config:
 
     training: int = 150
     """Accepted, and rejected, cases of the training split whose means are compared and whose norms set the scale."""
-    selection: int = 100
+    selection: int = 60
     """Cases of each kind on which layers and scales are chosen."""
     evaluation: int = 300
     """Cases of each kind on which what was chosen is evaluated, at the verdict."""
-    ends: int = 150
+    ends: int = 100
     """Cases of each kind on which it is evaluated at the ends of attempts, and in the paper's own variant."""
     scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
     """Lengths of the added vectors, as a share of the mean norm of the residual stream at that layer and token."""
