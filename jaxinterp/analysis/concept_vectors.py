@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinterp.activations.run import compiled_form, forward_pass, prepare, run
+from jaxinterp.activations.run import compiled_form, forward_pass, prepare
+from jaxinterp.analysis.contrasts import sentence_contrast
 from jaxinterp.interventions.steer import steer
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.sites import selectors
@@ -30,24 +31,24 @@ def activation_differences(model: LanguageModel, pairs: Sequence[tuple[str, str]
     Returns:
         Float32 [layer, pair, embedding]; its mean over pairs is the concept vector.
     """
-    texts = [text for pair in pairs for text in pair]
-    _, cache = run(model, texts, sites=[selectors.resid_post(*layers)], logits=None)
-    counted = cache.mask & (np.cumsum(cache.mask, axis=1) > 1)
-    weights = counted / np.maximum(counted.sum(axis=1, keepdims=True), 1)
-    means = np.stack([np.einsum("bse,bs->be", cache["resid_post", layer], weights) for layer in layers])
-    return (means[:, 0::2] - means[:, 1::2]).astype(np.float32)
+    return sentence_contrast(model, pairs, layers).differences
 
 
 def split_half_cosine(differences: np.ndarray, *, splits: int, seed: int) -> np.ndarray:
-    """How far a concept vector depends on the sentences: the cosine of the vectors from two halves of the pairs.
+    """How far a concept vector depends on the sentences: the mean of `split_half_cosines`, [layer]."""
+    return split_half_cosines(differences, splits=splits, seed=seed).mean(axis=0)
+
+
+def split_half_cosines(differences: np.ndarray, *, splits: int, seed: int) -> np.ndarray:
+    """The cosine of the vectors from two halves of the pairs.
 
     Args:
         differences: [layer, pair, embedding], as from `activation_differences`.
-        splits: How many random halvings are averaged.
+        splits: How many random halvings.
         seed: Seed of the random numbers.
 
     Returns:
-        Mean cosine, [layer].
+        Cosines, [split, layer].
     """
     draw = np.random.default_rng(seed)
     half = differences.shape[1] // 2
@@ -56,22 +57,7 @@ def split_half_cosine(differences: np.ndarray, *, splits: int, seed: int) -> np.
         order = draw.permutation(differences.shape[1])
         first, second = differences[:, order[:half]].mean(axis=1), differences[:, order[half:]].mean(axis=1)
         cosines.append(np.sum(unit(first) * unit(second), axis=-1))
-    return np.mean(cosines, axis=0)
-
-
-def embedding_direction(table: np.ndarray, words: WordIds, average: np.ndarray) -> np.ndarray:
-    """A concept's place in the embedding table.
-
-    Args:
-        table: Embedding table [vocabulary, embedding].
-        words: Ids of the concept's words.
-        average: Mean row of the table [embedding], which stands for the opposite of a topic.
-
-    Returns:
-        Mean row of the words minus that of their opposites [embedding].
-    """
-    opposite = table[words.opposites].mean(axis=0) if len(words.opposites) else average
-    return table[words.words].mean(axis=0) - opposite
+    return np.stack(cosines)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
