@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from jaxinterp import artefacts, cli, experiments
+from jaxinterp.analysis.vocabulary_blocks import read_vocabulary
 from jaxinterp.experiments import code_digest
 
 MODEL = "builtin:countdown-6m-grpo"
@@ -115,6 +116,18 @@ def test_toy_writes_a_model_that_loads(jaxinterp, tmp_path):
     status, text, _ = jaxinterp("sites", tmp_path / "toy")
     assert status == 0
     assert "resid_post" in text
+
+
+def test_neighbours_of_a_vocabulary_are_found_block_by_block(jaxinterp, tmp_path):
+    command = ("neighbours", MODEL, "--output", tmp_path / "n", "--count", 3, "--dimension-count", 4, "--block", 30)
+    status, _, said = jaxinterp(*command, "--blocks", 1)
+    assert status == 0 and "30 of" in said and "the same command goes on" in said
+    status, _, said = jaxinterp(*command)
+    found, manifest = read_vocabulary(tmp_path / "n")
+    assert status == 0 and manifest["table"]["source"] == f"{MODEL}, W_E"
+    assert found["neighbours"].shape == (len(found["tokens"]), 4) and found["weights"].shape[1] == 3
+    status, _, said = jaxinterp("neighbours", MODEL, "--output", tmp_path / "m", "--count", 10**6)
+    assert status == 2 and "1000000 neighbours are asked for, but each token has" in said
 
 
 def test_figure_and_check_from_a_table(jaxinterp, tmp_path):
