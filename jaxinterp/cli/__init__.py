@@ -10,7 +10,7 @@ import sys
 
 import tyro
 
-from jaxinterp.cli import benchmarks, models, reproductions, vocabularies
+from jaxinterp.cli import benchmarks, models, reproductions, training, vocabularies
 
 _ABOUT = """Interpretability experiments on open language models: load, look, edit, read, reproduce.
 
@@ -34,6 +34,7 @@ _VERBS = (
     *(reproductions.experiments, reproductions.run, reproductions.figure, reproductions.check, reproductions.claims),
     *(reproductions.schema, reproductions.report),
     *(benchmarks.bench, benchmarks.benchmark, benchmarks.benchmark_figure),
+    training.train,
 )
 
 
