@@ -247,15 +247,18 @@ def test_the_lock_is_complete():
 
 
 def test_shipped_models_open():
-    assert builtin_names() == ["countdown-6m-grpo", "countdown-6m-sft"]
+    sizes = dict.fromkeys(("countdown-6m-grpo", "countdown-6m-sft"), 6_075_648)
+    for kind, size in (("narrow", 253_120), ("untied", 304_960), ("wide", 520_992)):
+        sizes |= {f"small-{kind}-{seed}": size for seed in (0, 1)}
+    assert builtin_names() == sorted(sizes)
     digests = set()
-    for name in builtin_names():
+    for name, size in sizes.items():
         resolved = resolve(f"builtin:{name}")
         digests.add(resolved.sha256)
         checkpoint = open_checkpoint(resolved.path)
-        assert sum(np.prod(checkpoint.shape(key)) for key in checkpoint.keys()) == 6_075_648  # noqa: SIM118
+        assert sum(np.prod(checkpoint.shape(key)) for key in checkpoint.keys()) == size  # noqa: SIM118
         assert (resolved.path / "LICENSE").is_file() and resolved.licence == "Apache-2.0"
-    assert len(digests) == 2
+    assert len(digests) == len(sizes)
     with pytest.raises(ValueError, match=r"no shipped model '\.\./x': there are countdown-6m-grpo, countdown-6m-sft"):
         resolve("builtin:../x")
 
