@@ -10,45 +10,32 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import tokenizers
 import yaml
 
 import jaxinterp as ji
 from jaxinterp import artefacts
 from jaxinterp.models.toy import toy
-from jaxinterp.tasks import concepts
-from jaxinterp.tasks.tokenizer import Tokenizer
+from tests.experiments import sentence_pair, words
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("alignment", "steering", "verdicts", "probing", "ablation")
 
 
-def write_toy(folder, family, seed, extra):
-    """A random model whose byte-level tokenizer knows the concepts' words as single tokens."""
-    texts = list(extra)
-    for concept in concepts.CONCEPTS.values():
-        words = [*concept.words, *concept.opposites, *(word for pair in concept.pairs for word in pair)]
-        texts += [f"the {word} of" for word in words] * 20
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=3000, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    folder.mkdir(parents=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text("{}")
-    model = toy(family, seed, Tokenizer.from_folder(folder), vocab_size=tokenizer.get_vocab_size())
-    ji.save(model, folder.with_name(folder.name + "-model"))
-    return str(folder.with_name(folder.name + "-model"))
+def write_toy(folder, family, seed):
+    """A random model whose tokenizer knows the concepts' words, and some of the sentences', as single tokens."""
+    known = list(dict.fromkeys([*sentence_pair.tokens(4), *words.tokens()]))
+    tokenizer = sentence_pair.tokenizer(folder / "tokenizer", known[::-1] if seed else known)
+    ji.save(toy(family, seed, tokenizer, vocab_size=len(known)), folder / "model")
+    return str(folder / "model")
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     models = {
-        "smollm2": write_toy(folder / "a", "llama", 0, ["one more text"] * 30),
-        "gemma3": write_toy(folder / "b", "qwen3", 1, ["another kind of text"] * 30),
+        "smollm2": write_toy(folder / "a", "llama", 0),
+        "gemma3": write_toy(folder / "b", "qwen3", 1),
+        "minilm": write_toy(folder / "c", "llama", 2),
     }
     path = folder / "models.yaml"
     path.write_text(yaml.safe_dump({"models": models}))
@@ -113,14 +100,18 @@ def test_the_report_holds_everything(finished):
 
 
 @pytest.mark.slow
-def test_the_whole_of_self_verification_builds_on_the_chain(finished, settings):
-    status, text = finish(snakemake(finished, settings, targets=["self_verification"]))
+@pytest.mark.parametrize(
+    ("paper", "first", "count", "made"),
+    [("self_verification", "verdicts", 11, "ablation"), ("embedding_geometry", "global_geometry", 7, "steering")],
+)
+def test_a_whole_paper_builds_on_the_chain(finished, settings, paper, first, count, made):
+    status, text = finish(snakemake(finished, settings, targets=[paper]))
     assert status == 0, text[-8000:]
-    assert "measure_ablation" not in text, "what the chain has made is not made again"
-    gathered = artefacts.read_json(finished / "results" / "self_verification" / "check.json")
+    assert f"measure_{made}" not in text, "what the chain has made is not made again"
+    gathered = artefacts.read_json(finished / "results" / paper / "check.json")
     parts = list(dict.fromkeys(record["experiment"] for record in gathered))
-    assert parts[:2] == ["verdicts", "probing"] and len(parts) == 11
-    page = (finished / "results" / "self_verification" / "report.html").read_text()
+    assert parts[0] == first and len(parts) == count
+    page = (finished / "results" / paper / "report.html").read_text()
     for part in parts:
         assert f'<section id="{part}">' in page
 
