@@ -46,7 +46,8 @@ def draw(table: pl.DataFrame) -> Figure:
 def _draw_histogram(axes: Axes, table: pl.DataFrame, model: str, colour: str) -> None:
     words = table.filter(pl.col("part") == "word")
     values = words.filter(pl.col("variant").is_null())["value"].to_numpy()
-    bins = np.linspace(values.min() - 0.5, values.max() + 0.5, 36)
+    width = float(np.ceil((values.max() - values.min() + 1) / 36))
+    bins = np.arange(values.min() - 0.5, values.max() + width, width)
     shares, _, _ = axes.hist(
         values, bins=list(bins), weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.7
     )
@@ -114,7 +115,7 @@ def _draw_coherence(axes: Axes, table: pl.DataFrame, colours: dict[str, str]) ->
         rows = part.filter(pl.col("measure") == "by decile", pl.col("k") == size).sort("place")
         shown = (rows[name].to_list() for name in ("value", "low", "high"))
         theme.curve(axes, (rows["place"] + 1).to_list(), *shown, colour=colour, label=model)
-    chance = float(table.filter(pl.col("control"))["value"].to_numpy().mean())
+    chance = float(table.filter(pl.col("measure") == "of random words")["value"].to_numpy().mean())
     axes.axhline(chance, color=theme.GREY, linestyle="--", linewidth=1.1, label="random words")
     axes.set_xticks(range(1, 11))
     axes.set_ylim(bottom=0)
