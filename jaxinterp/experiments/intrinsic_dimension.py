@@ -57,13 +57,13 @@ class Config:
 
     neighbours: tuple[int, ...] = (20, 100, 400, 1200)
     """Sizes of the neighbourhood, in rising order; the last one is that of the criteria on dimension."""
-    queries: int = 2000
+    queries: int = 1800
     """Words whose dimension is measured."""
     coherence_size: int = 100
     """Size of the neighbourhood of the criteria on coherence and of the variants; one of `neighbours`."""
     coherence_neighbours: int = 50
     """Nearest words that are looked up in WordNet."""
-    gaussian_queries: int = 200
+    gaussian_queries: int = 100
     """Points of each table without structure whose dimension is measured; it has as many rows as tokens are shared."""
     variant_queries: int = 500
     """Words that metric, threshold and pool are varied for."""

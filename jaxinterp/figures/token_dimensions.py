@@ -12,7 +12,10 @@ from matplotlib.figure import Figure
 from jaxinterp.figures import theme
 
 _COLOURS = (theme.BLUE, theme.RED, theme.GREEN, theme.PINK, theme.SKY, theme.ORANGE)
-_REFERENCES = (("Gaussian", theme.GREY), ("Gaussian of its covariance", theme.ORANGE))
+_REFERENCES = (
+    ("Gaussian", "random", theme.GREY),
+    ("Gaussian of its covariance", "random, its covariance", theme.ORANGE),
+)
 _SHOWN = 6
 
 
@@ -43,24 +46,36 @@ def draw(table: pl.DataFrame) -> Figure:
 def _draw_histogram(axes: Axes, table: pl.DataFrame, model: str, colour: str) -> None:
     words = table.filter(pl.col("part") == "word")
     values = words.filter(pl.col("variant").is_null())["value"].to_numpy()
-    bins = np.linspace(values.min() - 0.5, values.max() + 0.5, 36)
+    width = float(np.ceil((values.max() - values.min() + 1) / 36))
+    bins = np.arange(values.min() - 0.5, values.max() + width, width)
     shares, _, _ = axes.hist(
         values, bins=list(bins), weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.7
     )
-    axes.axvline(float(values.mean()), color=colour, linewidth=1.2, linestyle="--", label=f"words: {values.mean():.0f}")
-    for name, shade in _REFERENCES:
+    middle = float(values.mean())
+    axes.plot(
+        [middle, middle], [0, 1.08 * np.max(shares)], "--", color=colour, linewidth=1.2, label=f"words {middle:.0f}"
+    )
+    for name, label, shade in _REFERENCES:
         part = words.filter(pl.col("variant") == name)["value"].to_numpy()
         axes.axvspan(part.min() - 0.5, part.max() + 0.5, color=shade, alpha=0.3, linewidth=0)
-        axes.axvline(float(part.mean()), color=shade, linewidth=1.2, linestyle="--", label=f"{name}: {part.mean():.0f}")
+        axes.axvline(float(part.mean()), color=shade, linewidth=1.2, linestyle="--", label=f"{label} {part.mean():.0f}")
     axes.set_ylim(0, 1.75 * np.max(shares))
-    for kind, place in (("lowest", 0.02), ("highest", 0.36)):
+    for kind, place in (("lowest", 0.02), ("highest", 0.42)):
         shown = table.filter(pl.col("part") == "example", pl.col("measure") == kind).sort("place").head(_SHOWN)
         lines = [f"{kind}:", *(f"{row['token']} {row['value']:.0f}" for row in shown.iter_rows(named=True))]
         axes.text(place, 0.98, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=7)
     theme.title(axes, f"Dimension of {words['k'][0]} neighbours, {model}")
     axes.set_xlabel("components for 95 % of the variance")
     axes.set_ylabel("share of words")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=7, frameon=False)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
+        ncols=3,
+        fontsize=7,
+        frameon=False,
+        columnspacing=0.9,
+        handlelength=1.3,
+    )
 
 
 def _draw_agreement(axes: Axes, table: pl.DataFrame) -> None:
@@ -100,11 +115,11 @@ def _draw_coherence(axes: Axes, table: pl.DataFrame, colours: dict[str, str]) ->
         rows = part.filter(pl.col("measure") == "by decile", pl.col("k") == size).sort("place")
         shown = (rows[name].to_list() for name in ("value", "low", "high"))
         theme.curve(axes, (rows["place"] + 1).to_list(), *shown, colour=colour, label=model)
-    chance = float(table.filter(pl.col("control"))["value"].to_numpy().mean())
+    chance = float(table.filter(pl.col("measure") == "of random words")["value"].to_numpy().mean())
     axes.axhline(chance, color=theme.GREY, linestyle="--", linewidth=1.1, label="random words")
     axes.set_xticks(range(1, 11))
     axes.set_ylim(bottom=0)
-    theme.title(axes, f"Related in WordNet, by dimension of {size} neighbours")
-    axes.set_xlabel("tenth of words by dimension, lowest first")
+    theme.title(axes, "Related in WordNet, by dimension")
+    axes.set_xlabel(f"tenth of words by dimension ({size} neighbours)")
     axes.set_ylabel("share of nearest words")
     axes.legend(loc="best", fontsize=7, frameon=False)

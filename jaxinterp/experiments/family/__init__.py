@@ -1,0 +1,1 @@
+"""Parts of the experiment on models of one family: their tables, their vectors, and the claims."""
