@@ -37,6 +37,7 @@ from .analysis.faithfulness import faithfulness as faithfulness
 from .analysis.graph import list_edges as list_edges
 from .analysis.head_scores import head_scores as head_scores
 from .analysis.interchange import iia as iia
+from .analysis.intrinsic_dimension import local_dimension as local_dimension
 from .analysis.lens import logit_lens as logit_lens
 from .analysis.mass_mean import fit_mass_mean as fit_mass_mean
 from .analysis.neighbours import locally_linear_weights as locally_linear_weights
