@@ -89,7 +89,7 @@ def _draw_readouts(axes: Axes, table: pl.DataFrame, shown: Sequence[dict[str, An
     last = max((height for height, _ in _heights(shown)), default=0)
     for polarity, height in (("valid", -0.9), ("invalid", _SHOWN + 0.3)):
         if any(unit["polarity"] == polarity for unit in shown):
-            axes.text(0.0, height, f"{polarity} units", va="center", fontsize=7, fontweight="bold")
+            axes.text(0.0, height, polarity, va="center", fontsize=7, fontweight="bold")
             axes.text(1.95, height, "cos", va="center", ha="right", fontsize=7, color=theme.GREY)
             for name, left in starts.items():
                 text = f"raised most by {name}"
