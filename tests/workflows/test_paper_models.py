@@ -15,7 +15,7 @@ from jaxinterp.models.shape_model import load_shapes
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "workflows" / "config"
 MODELS = ["qwen2.5-3b", "r1-distill-qwen-14b"]
-NO_SECTIONS = ("models", "pathvars", "dtype")
+NO_SECTIONS = ("pathvars", "models", "dtype", "memory")
 
 
 def read(name):
