@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxinterp.activations.run import run
-from jaxinterp.analysis.concept_vectors import Push, next_word_effects
+from jaxinterp.analysis.concept_vectors import Push
+from jaxinterp.analysis.push_effects import CleanTexts
 from jaxinterp.models.language_model import LanguageModel
-from jaxinterp.tasks.concepts import WordIds
 
 
 def signed_effects(
-    model: LanguageModel, prompts: Sequence[str], pushes: Sequence[Push], pairs: np.ndarray, *, rows: int = 256
+    model: LanguageModel, prompts: Sequence[str], pushes: Sequence[Push], pairs: np.ndarray
 ) -> np.ndarray:
     """Half of what changes from a vector subtracted to the same vector added: what both signs do alike cancels.
 
@@ -23,15 +23,15 @@ def signed_effects(
         prompts: Texts before the next word.
         pushes: What is added where.
         pairs: Ids of (word, opposite), int [pair, 2].
-        rows: Rows (a push on a prompt) in one forward pass.
 
     Returns:
         Half the change of the mean over pairs of log P(word) - log P(opposite), in nats [push, prompt].
     """
-    words = WordIds(np.empty(0, np.int64), np.empty(0, np.int64), np.asarray(pairs))
     both = [*pushes, *(dataclasses.replace(push, vector=-push.vector) for push in pushes)]
-    found = next_word_effects(model, prompts, both, [words], rows=rows).contrast[:, :, 0]
-    return (found[: len(pushes)] - found[len(pushes) :]) / 2
+    texts = CleanTexts(model, prompts, {push.layer for push in pushes})
+    logits = texts.logits(both, pairs.ravel()).reshape(len(both), len(prompts), *pairs.shape)
+    contrast = (logits[..., 0] - logits[..., 1]).mean(axis=-1)
+    return (contrast[: len(pushes)] - contrast[len(pushes) :]) / 2
 
 
 def contrast_after(model: LanguageModel, prompts: Sequence[str], pairs: np.ndarray) -> np.ndarray:

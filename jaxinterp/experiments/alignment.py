@@ -16,7 +16,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from jaxinterp.analysis import statistics, transfer
-from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.claims import Claim, from_row
 from jaxinterp.experiments.embedding_geometry import shared_tokens
 from jaxinterp.figures import embedding_alignment
 from jaxinterp.models.language_model import LanguageModel
@@ -220,10 +220,7 @@ def check(table: pl.DataFrame) -> list[Claim]:
                 criterion=f"{direction}, {method.replace('_', ' ')}: at least {least} of held-out tokens are found "
                 "among all matched tokens (top-1)",
                 paper="a linear map carries steering vectors over; retrieval not reported",
-                ours=row["value"],
-                low=row["low"],
-                high=row["high"],
-                n=row["n"],
+                **from_row(row),
                 control=by_chance,
                 met=row["value"] >= least,
             )
@@ -233,10 +230,7 @@ def check(table: pl.DataFrame) -> list[Claim]:
         Claim(
             criterion="Maps fitted on shuffled pairs find at most 0.002 of held-out tokens (top-1)",
             paper="not reported",
-            ours=worst["value"],
-            low=worst["low"],
-            high=worst["high"],
-            n=worst["n"],
+            **from_row(worst),
             control=f"the direction with more hits is shown ({worst['direction']})",
             met=worst["value"] <= 0.002,
         )

@@ -22,7 +22,7 @@ from jaxinterp.analysis import heads, statistics
 from jaxinterp.analysis.heads import Head
 from jaxinterp.analysis.units import Unit, draw_units
 from jaxinterp.experiments import ablation, units
-from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.claims import Claim, from_row
 from jaxinterp.experiments.self_verification import cases, head_orders, unit_activity
 from jaxinterp.experiments.self_verification.cases import Case
 from jaxinterp.experiments.self_verification.head_removal import Removal
@@ -295,10 +295,7 @@ def _correlation_claims(table: pl.DataFrame) -> list[Claim]:
                 criterion=f"The channel score ({name}) rises with the margin lost without the head: Spearman above 0, "
                 "its whole interval",
                 paper="not reported",
-                ours=row["value"],
-                low=row["low"],
-                high=row["high"],
-                n=row["n"],
+                **from_row(row),
                 control=f"permutation p = {row['p']:.3f}; {against}attention to the target {attention:.2f}; with flips "
                 f"{flips:.2f}",
                 met=row["low"] > 0,

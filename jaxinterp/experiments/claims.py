@@ -35,6 +35,18 @@ class Claim:
     met: bool
 
 
+def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The measured part of a claim, from a row of an experiment's table: `Claim(criterion=..., **from_row(row))`.
+
+    Args:
+        row: With `value`, `low`, `high` and `n`.
+
+    Returns:
+        `ours`, `low`, `high` and `n`.
+    """
+    return {"ours": row["value"], "low": row["low"], "high": row["high"], "n": row["n"]}
+
+
 def records(claims: Iterable[Claim]) -> list[dict[str, Any]]:
     """The rows of `check.json`.
 

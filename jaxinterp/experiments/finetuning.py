@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from jaxinterp.analysis import heads, statistics, weight_changes
 from jaxinterp.analysis.heads import Head
 from jaxinterp.experiments import ablation, units
-from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.claims import Claim, from_row
 from jaxinterp.experiments.self_verification import (
     behaviour,
     cases,
@@ -321,30 +321,21 @@ def _behaviour_claims(table: pl.DataFrame) -> Iterator[Claim]:
     yield Claim(
         criterion="Training by reinforcement adds at least 5 points to the problems solved greedily",
         paper="not published",
-        ours=gain["value"],
-        low=gain["low"],
-        high=gain["high"],
-        n=gain["n"],
+        **from_row(gain),
         control=f"greedily {both('solved greedily')}; at temperature 1 {both('solved at temperature 1')}",
         met=gain["value"] >= 0.05,
     )
     yield Claim(
         criterion="Style entropy at temperature 1 falls from at least 1.0 nat to at most 0.1 nat",
         paper="one template after long training (blog)",
-        ours=entropy["value"],
-        low=entropy["low"],
-        high=entropy["high"],
-        n=entropy["n"],
+        **from_row(entropy),
         control=f"before: {before['value']:.3f} [{before['low']:.3f}, {before['high']:.3f}]",
         met=entropy["value"] <= 0.1 and before["value"] >= 1.0,
     )
     yield Claim(
         criterion="At least 95 % of the trained model's texts at temperature 1 have verdicts and an answer",
         paper="one template after long training (blog)",
-        ours=template["value"],
-        low=template["low"],
-        high=template["high"],
-        n=template["n"],
+        **from_row(template),
         control=f"before: {row('in the template', 'start')['value']:.3f}; ended within the cap: {both('ended')}",
         met=template["value"] >= 0.95,
     )

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from jaxinterp.analysis import persistence
 from jaxinterp.analysis.hidden_states import paired_stages
 from jaxinterp.analysis.shared_words import SharedWords, read_alone, read_in_sentences
-from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.claims import Claim, from_row
 from jaxinterp.figures import hidden_states
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import sentences
@@ -259,10 +259,7 @@ def _geometry_claims(protocol: str, table: pl.DataFrame) -> Iterator[Claim]:
             criterion=f"Words {protocol}: r of all pairwise cosines (centred) is at least {least} after {where}; the "
             "lowest is shown",
             paper="alignment persists through the hidden states; no number known",
-            ours=row["value"],
-            low=row["low"],
-            high=row["high"],
-            n=row["n"],
+            **from_row(row),
             control=f"layer {row['source_layer']}/{row['target_layer']}; "
             + "; ".join(f"{name}: up to {null[name]['high']:.3f}" for name in _NULLS)
             + f"; for comparison, behind the final norm r is {behind['value']:.3f}",
@@ -279,10 +276,7 @@ def _map_claims(protocol: str, table: pl.DataFrame) -> Iterator[Claim]:
         criterion=f"Words {protocol}: the map fitted on embeddings finds more of the held-out words than chance after "
         "every block, in both directions (the interval of top-1 lies above 1 / n; the lowest is shown)",
         paper="not known",
-        ours=row["value"],
-        low=row["low"],
-        high=row["high"],
-        n=row["n"],
+        **from_row(row),
         control=f"chance {1 / row['n']:.4f}; the same maps from shuffled tokens: up to {worst:.4f}; "
         f"{row['direction']}, layer {row['source_layer']}/{row['target_layer']}",
         met=row["low"] > 1 / row["n"],
@@ -295,10 +289,7 @@ def _map_claims(protocol: str, table: pl.DataFrame) -> Iterator[Claim]:
         criterion=f"Words {protocol}: a map refitted at the layer finds more of the held-out words than the map fitted "
         "on embeddings after every block, both least squares, in both directions (the smallest gain in top-1 is shown)",
         paper="not known",
-        ours=gained["value"],
-        low=gained["low"],
-        high=gained["high"],
-        n=gained["n"],
+        **from_row(gained),
         control=f"{gained['direction']}, layer {gained['source_layer']}/{gained['target_layer']}; refitted on shuffled "
         f"words: top-1 up to {worst:.4f}; smallest gain over the {other['method']}: {other['value']:.3f} "
         f"[{other['low']:.3f}, {other['high']:.3f}] at layer {other['source_layer']}/{other['target_layer']}",

@@ -18,7 +18,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 import jaxinterp as ji
-from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.claims import Claim, from_row
 from jaxinterp.experiments.self_verification import cases
 from jaxinterp.figures import in_context_verdicts
 from jaxinterp.models.language_model import LanguageModel
@@ -230,10 +230,7 @@ def check(table: pl.DataFrame) -> list[Claim]:
                 criterion=f"{name} verifies in context: with {most} worked traces the interval of its balanced "
                 "accuracy lies above 0.6 (the gate for the other experiments)",
                 paper="not reported for models of this size",
-                ours=own["value"],
-                low=own["low"],
-                high=own["high"],
-                n=own["n"],
+                **from_row(own),
                 control=control,
                 met=bool(own["low"] > 0.6),
             )

@@ -19,7 +19,7 @@ import jaxinterp as ji
 from jaxinterp.analysis import heads, readout
 from jaxinterp.analysis.units import ablate_units, draw_units
 from jaxinterp.experiments import ablation, units
-from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.claims import Claim, from_row
 from jaxinterp.experiments.self_verification import cases
 from jaxinterp.experiments.self_verification.cases import Case
 from jaxinterp.figures import lens_layers
@@ -227,10 +227,7 @@ def check(table: pl.DataFrame) -> list[Claim]:
                 criterion=f"At {verdict} verdicts the {kind} words that the model does not use reach a summed mean "
                 "probability of 0.2 after some block, before the one that it uses exceeds 0.9",
                 paper=paper,
-                ours=peak["value"],
-                low=peak["low"],
-                high=peak["high"],
-                n=peak["n"],
+                **from_row(peak),
                 control=described,
                 met=peak["value"] >= 0.2,
             )
@@ -241,10 +238,7 @@ def check(table: pl.DataFrame) -> list[Claim]:
             Claim(
                 criterion=f"At {verdict} verdicts the other {kind} words stay at or below 0.02 after every such block",
                 paper="not reported",
-                ours=peak["value"],
-                low=peak["low"],
-                high=peak["high"],
-                n=peak["n"],
+                **from_row(peak),
                 control=described,
                 met=peak["n"] > 0 and peak["value"] <= 0.02,
             )

@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 import jaxinterp as ji
 from jaxinterp.analysis import probes
-from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.claims import Claim, from_row
 from jaxinterp.experiments.self_verification import cases
 from jaxinterp.experiments.self_verification.cases import PLACES, Case
 from jaxinterp.figures import probe_layers
@@ -296,35 +296,35 @@ def check(table: pl.DataFrame) -> list[Claim]:
         Claim(
             criterion="The probe's balanced accuracy is at least 99 % in at least half of the layers",
             paper="near 100 % from the 4th of 36 layers on",
-            **_numbers(dict(zip(("value", "low", "high"), shares, strict=True)) | {"n": probe["n"][0]}),
+            **from_row(dict(zip(("value", "low", "high"), shares, strict=True)) | {"n": probe["n"][0]}),
             control=f"{by_chance}; scikit-learn's logistic regression: {(reference >= 0.99).mean():.3f} of layers",
             met=shares[0] >= 0.5,
         ),
         Claim(
             criterion="Balanced accuracy reaches 95 % within the first 40 % of the depth",
             paper="near 100 % at relative depth 0.11",
-            **_numbers(early),
+            **from_row(early),
             control=by_chance,
             met=early["value"] >= 0.95,
         ),
         Claim(
             criterion="In every layer where the probe reaches 99 %, it is right on at least 95 % of minimal pairs",
             paper="not done",
-            **_numbers(weakest),
+            **from_row(weakest),
             control=f"embedding: {pairs.filter(pl.col('layer') == -1)['value'][0]:.3f}; no such layer counts as 0",
             met=weakest["value"] >= 0.95,
         ),
         Claim(
             criterion="Probes on shuffled labels stay within 45 to 55 % on average, in every layer",
             paper="not done",
-            **_numbers(stray),
+            **from_row(stray),
             control=f"the layer that strays most is shown ({stray['layer']})",
             met=abs(stray["value"] - 0.5) <= 0.05,
         ),
         Claim(
             criterion="A probe on the token embedding stays within 45 to 55 %",
             paper="not done",
-            **_numbers(embedding),
+            **from_row(embedding),
             control=by_chance,
             met=abs(embedding["value"] - 0.5) <= 0.05,
         ),
@@ -337,7 +337,3 @@ def check(table: pl.DataFrame) -> list[Claim]:
             met=cosine["value"] <= -0.95,
         ),
     ]
-
-
-def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"ours": row["value"], "low": row["low"], "high": row["high"], "n": row["n"]}

@@ -22,7 +22,7 @@ from jaxinterp import axes
 from jaxinterp.analysis import heads
 from jaxinterp.analysis.heads import Head
 from jaxinterp.experiments import ablation
-from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.claims import Claim, from_row
 from jaxinterp.experiments.self_verification import cases
 from jaxinterp.experiments.self_verification.cases import Case, Group
 from jaxinterp.figures import twin_patches
@@ -378,10 +378,7 @@ def check(table: pl.DataFrame) -> list[Claim]:
                 criterion=f"Outputs of {what}, patched from the {giver} twin into {taker} prefix at the verdict "
                 "token, flip at least 50 %",
                 paper="not done",
-                ours=found["value"],
-                low=found["low"],
-                high=found["high"],
-                n=found["n"],
+                **from_row(found),
                 control=f"{found['heads'] or 'no heads'}; from another pair with the same verdict {same['value']:.3f}; "
                 f"{random(direction)}",
                 met=bool(found["n"]) and found["value"] >= 0.5,

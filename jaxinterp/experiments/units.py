@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 import jaxinterp as ji
 from jaxinterp.analysis import statistics
 from jaxinterp.analysis.units import Unit, ablate_units, draw_units, highest
-from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.claims import Claim, from_row
 from jaxinterp.experiments.self_verification import cases
 from jaxinterp.experiments.self_verification.cases import Case, Group
 from jaxinterp.experiments.self_verification.unit_readings import (
@@ -296,10 +296,7 @@ def _readout_claims(table: pl.DataFrame) -> Iterator[Claim]:
             criterion=f"Of the {UNITS_READ} units nearest to the probe's {polarity} direction at least 50 % have "
             f"{WORDS_NEEDED} or more of the six {kind} words among the {TOKENS_READ} tokens that v, or -v, raises most",
             paper=paper,
-            ours=ours["value"],
-            low=ours["low"],
-            high=ours["high"],
-            n=ours["n"],
+            **from_row(ours),
             control=f"{random['n']} random units: {random['value']:.3f}; by v alone {alone:.3f}",
             met=ours["value"] >= 0.5,
         )
@@ -307,10 +304,7 @@ def _readout_claims(table: pl.DataFrame) -> Iterator[Claim]:
     yield Claim(
         criterion="At most 5 % of random units do, for either polarity",
         paper="not done",
-        ours=random["value"],
-        low=random["low"],
-        high=random["high"],
-        n=random["n"],
+        **from_row(random),
         control=f"read as {random['polarity']} units, the polarity with the larger share",
         met=random["value"] <= 0.05,
     )
@@ -329,10 +323,7 @@ def _ablation_claims(table: pl.DataFrame) -> Iterator[Claim]:
         criterion="Without the units of both polarities at least 1.5 times as many acceptances flip as without the "
         "valid ones alone, for some number of units per layer",
         paper="47.3 % against 17.3 % (n = 300)",
-        ours=both["value"],
-        low=both["low"],
-        high=both["high"],
-        n=both["n"],
+        **from_row(both),
         control=f"{best} units per layer and polarity; valid ones alone: {valid['value']:.3f}; as many random ones: "
         f"{drawn[2 * best].mean():.3f}. With {headline} per layer: both {at['both']:.3f}, valid {at['valid']:.3f}, "
         f"invalid {at['invalid']:.3f}",

@@ -17,7 +17,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from jaxinterp.analysis import statistics
-from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.claims import Claim, from_row
 from jaxinterp.experiments.self_verification import attempt_ends, cases, end_pushes, pushes, verdict_pushes
 from jaxinterp.experiments.self_verification.attempt_ends import Streams
 from jaxinterp.figures import steered_verdicts
@@ -214,10 +214,7 @@ def _claim_verdict(here: pl.DataFrame, vector: str, name: str, aim: str, said: s
         criterion=f"{name}, added where the verdict opens, makes the model say {said} in at least 80 % of {pushed} "
         "cases, with at most 10 % malformed",
         paper="3 worked examples, no rate" if vector == "probe" and aim == "accept" else "not done",
-        ours=reached["value"],
-        low=reached["low"],
-        high=reached["high"],
-        n=reached["n"],
+        **from_row(reached),
         control=f"malformed {malformed['value']:.3f}; {reached['layers']}, {reached['scale']:g} of the norm; "
         f"random vectors: {random.mean():.3f} on average, at most {random.max():.3f}",
         met=bool(reached["value"] >= 0.8 and malformed["value"] <= 0.1),
@@ -259,10 +256,7 @@ def _claim_end(table: pl.DataFrame, held: pl.DataFrame, aim: str, what: str) -> 
         criterion=f"In two neighbouring layers of the middle half, {what} the vector at the end of an attempt makes "
         f"the model {aim} in at least 60 % of the cases where it would not",
         paper="works over a wide band of layers; the last ones loop; no rate",
-        ours=weaker["value"],
-        low=weaker["low"],
-        high=weaker["high"],
-        n=weaker["n"],
+        **from_row(weaker),
         control=f"layers {between}, the weaker one shown; malformed at most {malformed:.3f}; random vectors: "
         f"{random.mean():.3f}; bigram repetition beyond the unsteered text, steered at every token: "
         f"{here.mean():+.3f} there, at most {most['value']:+.3f} (layer {most['layer']})",

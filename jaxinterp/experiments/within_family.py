@@ -77,8 +77,6 @@ class Config:
     """Beginnings that are written on under each vector, for each direction."""
     sample_tokens: int = 24
     """Length of these texts, in tokens."""
-    rows: int = 256
-    """Rows in one forward pass."""
     seed: int = 0
     """Of everything drawn."""
 

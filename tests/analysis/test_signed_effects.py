@@ -25,7 +25,7 @@ def test_effects_are_those_of_the_logits_written_out(source, ids):
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(3, 24)).astype(np.float32)
     prompts = ["ab", "the sea"]
-    found = signed_effects.signed_effects(source, prompts, [Push(0, vector) for vector in vectors], ids, rows=4)
+    found = signed_effects.signed_effects(source, prompts, [Push(0, vector) for vector in vectors], ids)
     table = np.asarray(source.weights().get("W_U", source.weights()["W_E"]))
     embedded = np.asarray(source.weights()["W_E"])
     for row, prompt in enumerate(prompts):
@@ -45,7 +45,7 @@ def test_effects_are_those_of_the_logits_written_out(source, ids):
 def test_no_vector_has_no_effect_and_the_opposite_vector_the_opposite(source, ids):
     vector = np.random.default_rng(1).normal(size=24).astype(np.float32)
     pushes = [Push(1, 0 * vector), Push(1, vector), Push(1, -vector)]
-    none, one, other = signed_effects.signed_effects(source, ["ab", "cd", "ef"], pushes, ids, rows=4)
+    none, one, other = signed_effects.signed_effects(source, ["ab", "cd", "ef"], pushes, ids)
     assert (none == 0).all()
     np.testing.assert_allclose(one, -other, atol=1e-6)
 

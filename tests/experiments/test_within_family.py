@@ -21,7 +21,6 @@ CONFIG = within_family.Config(
     resamples=200,
     sample_prompts=1,
     sample_tokens=4,
-    rows=64,
 )
 WIDTHS = {"narrow": 24, "wide": 32, "left": 24, "right": 24}
 

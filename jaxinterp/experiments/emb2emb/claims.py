@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.claims import Claim, from_row
 from jaxinterp.experiments.emb2emb.vectors import DIRECTIONS, REMOVED
 
 DEPTHS = (0.5, 0.7)
@@ -53,7 +53,7 @@ def _first(table: pl.DataFrame, direction: str, depth: float) -> Iterator[Claim]
         criterion=f"{FIRST} vector of the {giver} model carried to the {taker} model by least squares, depth {depth}: "
         "its effect at the native norm exceeds the 95th percentile of random vectors and of shuffled maps",
         paper="transferred vectors steer; figures only, numbers not known",
-        **_measured(carried),
+        **from_row(carried),
         control=f"{nulls}; direct path {shares[MAP]:.2f} of it, {shares['native']:.2f} of the native vector's effect; "
         f"without the scored words' span {without:.2f}; native vector {_gate(table, direction, depth, FIRST)}",
         met=bool(carried["value"] > max(_bound(random), _bound(shuffled))),
@@ -64,7 +64,7 @@ def _first(table: pl.DataFrame, direction: str, depth: float) -> Iterator[Claim]
         criterion=f"{FIRST}, {direction}, depth {depth}: the carried vector has at least {LEAST_RATIO} of the native "
         "vector's effect",
         paper="not known",
-        **_measured(ratio),
+        **from_row(ratio),
         control=f"native effect {native['value']:.2f}; a shuffled map's mean ratio "
         f"{shuffled.mean() / native['value']:.2f}",
         met=bool(ratio["value"] >= LEAST_RATIO),
@@ -115,7 +115,3 @@ def _control(here: pl.DataFrame, vector: str) -> np.ndarray:
 
 def _bound(values: np.ndarray) -> float:
     return float(np.quantile(values, 0.95))
-
-
-def _measured(row: dict[str, Any]) -> dict[str, Any]:
-    return {"ours": row["value"], "low": row["low"], "high": row["high"], "n": row["n"]}

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.claims import Claim, from_row
 from jaxinterp.experiments.embedding_geometry.shared_tokens import RELABELLED, VARIANTS, WITHIN_BINS
 
 RAW, CENTRED, WITHOUT = VARIANTS
@@ -113,10 +113,7 @@ def _shared(table: pl.DataFrame, pair: dict[str, str]) -> Claim:
         "interval above 0, p < 0.001 when tokens are relabelled, and more than 97.5 % of relabellings within rank bins "
         "stay below it",
         paper=_WITHIN_FAMILY,
-        ours=r["value"],
-        low=r["low"],
-        high=r["high"],
-        n=r["n"],
+        **from_row(r),
         control=f"relabelled: {null['value']:.4f} [{null['low']:.4f}, {null['high']:.4f}], p = {p:.2g}; within rank "
         f"bins: {ranked['value']:.4f} [{ranked['low']:.4f}, {ranked['high']:.4f}], p = {ranked_p:.2g}",
         met=r["low"] > 0 and p < 0.001 and sample["value"] > ranked["high"],
@@ -151,10 +148,7 @@ def _landed(table: pl.DataFrame) -> Iterator[Claim]:
             criterion=f"{pair[0]} and {pair[1]}, {known.tokens}: r within {known.tolerance} of {wanted}, each with "
             "p < 0.001 (centred shown)",
             paper=_WITHIN_FAMILY,
-            ours=main["value"],
-            low=main["low"],
-            high=main["high"],
-            n=main["n"],
+            **from_row(main),
             control=f"{nulls}; p at most {p:.2g}, on a sample of all shared tokens",
             met=off <= known.tolerance and p < 0.001,
         )

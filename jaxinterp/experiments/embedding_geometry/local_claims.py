@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.claims import Claim, from_row
 from jaxinterp.experiments.embedding_geometry.shared_tokens import RELABELLED, WITHIN_BINS
 
 OWN, WITHOUT_SPELLINGS = "own neighbours", "own neighbours without other spellings"
@@ -55,10 +55,7 @@ def list_claims(table: pl.DataFrame) -> list[Claim]:
             Claim(
                 criterion=f"{pair}: with tokens relabelled the mean cosine is below 0.01 either way",
                 paper="a random baseline of about 0",
-                ours=null["value"],
-                low=null["low"],
-                high=null["high"],
-                n=null["n"],
+                **from_row(null),
                 control=f"relabelled within rank bins: {nulls[WITHIN_BINS]['value']:.4f}; true labels: "
                 f"{real['value']:.4f}",
                 met=abs(null["value"]) < 0.01,
@@ -86,10 +83,7 @@ def _landed(rows: pl.DataFrame, pair: str) -> Iterator[Claim]:
         yield Claim(
             criterion=f"{pair}, {_LISTS[tokens]}, {metric}, k = {k}: {wanted}, each within 0.02",
             paper="not known",
-            ours=mean["value"],
-            low=mean["low"],
-            high=mean["high"],
-            n=mean["n"],
+            **from_row(mean),
             control=f"found {', '.join(f'{value:.3f}' for value in values)}; relabelled: {null:.4f}",
             met=all(abs(value - number) <= 0.02 for value, number in zip(values, expected, strict=True)),
         )

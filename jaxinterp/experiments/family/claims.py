@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
-from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.claims import Claim, from_row
 
 LEAST_R = 0.5
 LEAST_RATIO = 0.5
@@ -36,10 +36,7 @@ def _about_tables(table: pl.DataFrame) -> Iterator[Claim]:
         yield Claim(
             criterion=f"Every pair of tied models: r of all pairwise cosines (centred) at least {LEAST_R}, p < 0.001",
             paper="high within a family; value not known",
-            ours=worst["value"],
-            low=worst["low"],
-            high=worst["high"],
-            n=worst["n"],
+            **from_row(worst),
             control=f"the lowest of {tied.filter(pl.col('measure') == 'r').height} pairs is shown "
             f"({worst['first']} and {worst['second']}); tokens relabelled within rank bins: at most {null:.3f}; "
             f"largest p {p:.2g}",
@@ -53,10 +50,7 @@ def _about_tables(table: pl.DataFrame) -> Iterator[Claim]:
             criterion=f"Untied models {first} and {second}: r of unembeddings (centred) is above that of input "
             "embeddings, their intervals apart",
             paper="low for input embeddings, high for unembeddings; values not known",
-            ours=out["value"],
-            low=out["low"],
-            high=out["high"],
-            n=out["n"],
+            **from_row(out),
             control=f"input embeddings: {given['value']:.3f} [{given['low']:.3f}, {given['high']:.3f}]",
             met=bool(out["low"] > given["high"]),
         )
@@ -100,10 +94,7 @@ def _about_direction(first: str, second: str, effects: pl.DataFrame, ratios: pl.
         criterion=f"Vector of {first} carried to {second} by least squares on unembeddings: its effect is at least "
         f"{LEAST_RATIO} of the native vector's, and the interval of that ratio lies above every shuffled map's",
         paper="transferred vectors steer; figures only",
-        ours=carried["value"],
-        low=carried["low"],
-        high=carried["high"],
-        n=carried["n"],
+        **from_row(carried),
         control=f"{len(wrong)} shuffled maps: at most {wrong.max():.2f}; effects in nats: native {native['value']:.2f} "
         f"({'above' if gated else 'NOT above'} the 95th percentile of {len(random)} random vectors, "
         f"{np.quantile(random, 0.95):.2f}), carried {moved['value']:.2f}; direct path: {direct:.0%} of carried, "

@@ -60,7 +60,7 @@ def steer(
     pushes = [push(*entry) for entry in tried] + [push(vector, config.depth, config.scale, 1.0) for vector in shown]
     language = small_language.Language()
     prompts = [language.opening(index) for index in range(config.prompts)]
-    effects = signed_effects.signed_effects(second, prompts, pushes, judged, rows=config.rows)
+    effects = signed_effects.signed_effects(second, prompts, pushes, judged)
     means = _means(config, effects)
     here: dict[tuple[str, int], np.ndarray] = {}
     for (vector, depth, scale), effect, mean in zip(tried, effects, means, strict=False):

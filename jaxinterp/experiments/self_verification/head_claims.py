@@ -10,7 +10,7 @@ import polars as pl
 
 from jaxinterp.analysis import heads, statistics
 from jaxinterp.analysis.heads import Head
-from jaxinterp.experiments.claims import Claim
+from jaxinterp.experiments.claims import Claim, from_row
 
 SETS = {"paper": "paper's definition", "target": "attends to target", "circuit": "circuit"}
 """Key of a found set -> its condition in the table."""
@@ -46,14 +46,14 @@ def claims(table: pl.DataFrame, found: Mapping[str, Sequence[Head]]) -> list[Cla
         Claim(
             criterion="Without the heads that attend to the target at least 95 % of acceptances flip",
             paper="100 % (33 heads, n = 300)",
-            **_numbers(flips),
+            **from_row(flips),
             control=against,
             met=flips["n_heads"] > 0 and flips["value"] >= 0.95,
         ),
         Claim(
             criterion="Without them at least 95 % of rejections stay",
             paper="not done",
-            **_numbers(kept),
+            **from_row(kept),
             control=f"random sets outside it: {kept_by_random:.3f}; zeroing pushes to the commoner verdict, so it says "
             "little",
             met=kept["n_heads"] > 0 and kept["value"] >= 0.95,
@@ -61,10 +61,6 @@ def claims(table: pl.DataFrame, found: Mapping[str, Sequence[Head]]) -> list[Cla
         *(_on_random(values, POOLS[pool]) for pool, values in pools.items()),
         *_on_few(zeroed, against),
     ]
-
-
-def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"ours": row["value"], "low": row["low"], "high": row["high"], "n": row["n"]}
 
 
 def _mean(values: np.ndarray) -> float:
@@ -140,7 +136,7 @@ def _on_few(zeroed: pl.DataFrame, against: str) -> list[Claim]:
             Claim(
                 criterion=f"Three heads or fewer, in order of their {order}, flip at least 90 %",
                 paper=paper,
-                **_numbers(few),
+                **from_row(few),
                 control=f"{few['heads']}; {against}",
                 met=few["value"] >= 0.9,
             )
