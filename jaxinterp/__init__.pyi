@@ -19,6 +19,7 @@ from .activations.sweep import grid as grid
 from .activations.sweep import summarise as summarise
 from .activations.sweep import sweep as sweep
 from .activations.switching import generate_switching as generate_switching
+from .activations.switching import generate_switching_each as generate_switching_each
 from .analysis.agreement import compare_with_exact as compare_with_exact
 from .analysis.attribution import attribute as attribute
 from .analysis.ccs import fit_ccs as fit_ccs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -262,7 +262,7 @@ def _read_prompt(
         )
         return _State(Text.of(mask, slots), reading, jnp.zeros(len(tokens), bool), key)
 
-    return jax.vmap(one, axis_size=cells)(own)
+    return _in_each_cell(one, cells, own)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "sampler", "keep_logits"), donate_argnames=("state",))
@@ -281,7 +281,18 @@ def _continue(
     def one(leaves: Leaves, state: _State) -> tuple[_State, jax.Array, jax.Array | None]:
         return _continue_once(shared.joined(leaves), state, stops, steps, sampler, keep_logits)
 
-    return jax.vmap(one)(own, state)
+    return _in_each_cell(one, len(state.done), own, state)
+
+
+def _in_each_cell(function: Callable[..., Any], cells: int, *arguments: Any) -> Any:
+    """A function mapped over the cell axis in front of every array; one cell runs as it would without the axis.
+
+    Mapped over an axis of one, XLA copies the keys and values at every step.
+    """
+    if cells > 1:
+        return jax.vmap(function, axis_size=cells)(*arguments)
+    found = function(*jax.tree.map(lambda array: array[0], arguments))
+    return jax.tree.map(lambda array: array[None], found)
 
 
 def _continue_once(

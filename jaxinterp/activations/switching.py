@@ -68,6 +68,41 @@ def generate_switching(
         ValueError: `after` is not one token, a setting is out of range, the text would not fit the learned positions,
             or an edit holds numbers for another number of texts.
     """
+    (texts,) = generate_switching_each(
+        model, [edited], prompts, max_new_tokens, after=after, reads=reads, cache=cache, batch_size=batch_size
+    )
+    return texts
+
+
+def generate_switching_each(
+    model: LanguageModel,
+    edits: Sequence[LanguageModel],
+    prompts: Inputs,
+    max_new_tokens: int = 64,
+    *,
+    after: str | int,
+    reads: Reads = "text",
+    cache: bool = True,
+    batch_size: int = 64,
+) -> list[list[str]]:
+    """`generate_switching` under each of several edits; the unedited model reads the prompts once for all of them.
+
+    Args:
+        model: The model that writes.
+        edits: Edits of it.
+        prompts: See `generate_switching`, as for the other arguments.
+        max_new_tokens: Most tokens to add.
+        after: A token, by its text or id.
+        reads: What the edited models have read.
+        cache: Whether to keep keys and values.
+        batch_size: Texts at a time.
+
+    Returns:
+        For each edit the new text of each prompt.
+
+    Raises:
+        ValueError: See `generate_switching`.
+    """
     if max_new_tokens < 1 or batch_size < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens} and batch_size {batch_size}; both must be at least 1")
     if reads not in ("text", "token"):
@@ -78,47 +113,55 @@ def generate_switching(
     limit = model.architecture.context if model.architecture.learned_positions else None
     if limit is not None and tokens.shape[1] + max_new_tokens > limit:
         raise ValueError(f"{tokens.shape[1]} + {max_new_tokens} tokens exceed the {limit} learned positions")
-    check_rows((model.body, edited.body), len(tokens))
+    check_rows((model.body, *(edited.body for edited in edits)), len(tokens))
     write = _write if cache else _write_anew
-    rows = write(model, edited, tokens, valid, trigger, max_new_tokens, reads, batch_size)
-    return [tokenizer.decode(row) for row in rows]
+    found = write(model, edits, tokens, valid, trigger, max_new_tokens, reads, batch_size)
+    return [[tokenizer.decode(row) for row in rows] for rows in found]
 
 
 def _write(
     model: LanguageModel,
-    edited: LanguageModel,
+    edits: Sequence[LanguageModel],
     tokens: np.ndarray,
     valid: np.ndarray,
     trigger: int,
     most: int,
     reads: Reads,
     batch_size: int,
-) -> list[list[int]]:
-    """New ids of each row; rows of similar length together."""
+) -> list[list[list[int]]]:
+    """New ids of each row under each edit; rows of similar length together."""
     keep_compiled_programs()
     lengths = valid.sum(axis=1)
     order = np.argsort(lengths, kind="stable")
     count = min(batch_size, len(order))
     chunks = -(-most // _STEPS_AT_ONCE)
     stops = jnp.asarray(model.architecture.eos or (-1,), jnp.int32)
-    found: list[list[int]] = [[] for _ in order]
+    found: list[list[list[int]]] = [[[] for _ in order] for _ in edits]
     for first in range(0, len(order), count):
         own = order[first : first + count]
         some = np.pad(own, (0, count - len(own)), mode="edge")
         width = int(lengths[own].max())
-        part = pad_rows(tokens[some, -width:], valid[some, -width:], count, bucket(width))
-        bodies = [compiled_form(of_rows(each.body, some)) for each in (model, edited)]
+        padded = pad_rows(tokens[some, -width:], valid[some, -width:], count, bucket(width))
+        ids, mask = (jnp.asarray(array) for array in padded)
         slots = -(-(bucket(width) + chunks * _STEPS_AT_ONCE) // _SLOTS) * _SLOTS
-        state = _begin(model, bodies, *part, slots, reads)
-        parts = []
-        for _ in range(chunks):
-            state, new = _continue(*bodies, state, jnp.asarray(trigger), stops, reads=reads)
-            parts.append(np.asarray(new))
-            if np.asarray(state.done).all():
-                break
-        ids = np.concatenate(parts, axis=1)[:, :most]
-        for row, new in zip(own, ids, strict=False):
-            found[row] = _up_to_end(new.tolist(), model.architecture.eos)
+        sizes = {"slots": slots, "kv_heads": model.architecture.kv_heads, "projection": model.architecture.projection}
+        body = compiled_form(of_rows(model.body, some))
+        clean = _read(body, ids, mask, **sizes)
+        for texts, each in zip(found, edits, strict=True):
+            edited = compiled_form(of_rows(each.body, some))
+            text, token = Text.of(mask, slots), ids[:, -1]
+            other = _read(edited, ids, mask, **sizes) if reads == "text" else _look(edited, clean, token, text)
+            # A copy, because the state gives its memory to the step that follows.
+            state = _State(text, token, jax.tree.map(jnp.copy, clean), other, jnp.zeros(len(ids), bool))
+            parts = []
+            for _ in range(chunks):
+                state, new = _continue(body, edited, state, jnp.asarray(trigger), stops, reads=reads)
+                parts.append(np.asarray(new))
+                if np.asarray(state.done).all():
+                    break
+            written = np.concatenate(parts, axis=1)[:, :most]
+            for row, new in zip(own, written, strict=False):
+                texts[row] = _up_to_end(new.tolist(), model.architecture.eos)
     return found
 
 
@@ -141,17 +184,6 @@ class _State:
 
 
 _read = jax.jit(read_prompt, static_argnames=("slots", "kv_heads", "projection"))
-
-
-def _begin(
-    model: LanguageModel, bodies: Sequence[pz.nn.Layer], tokens: np.ndarray, mask: np.ndarray, slots: int, reads: Reads
-) -> _State:
-    sizes = {"slots": slots, "kv_heads": model.architecture.kv_heads, "projection": model.architecture.projection}
-    ids, valid = jnp.asarray(tokens), jnp.asarray(mask)
-    text, token = Text.of(valid, slots), ids[:, -1]
-    clean = _read(bodies[0], ids, valid, **sizes)
-    edited = _read(bodies[1], ids, valid, **sizes) if reads == "text" else _look(bodies[1], clean, token, text)
-    return _State(text, token, clean, edited, jnp.zeros(len(ids), bool))
 
 
 @jax.jit
@@ -192,15 +224,27 @@ def _continue(
 
 def _write_anew(
     model: LanguageModel,
-    edited: LanguageModel,
+    edits: Sequence[LanguageModel],
     tokens: np.ndarray,
     valid: np.ndarray,
     trigger: int,
     most: int,
     reads: Reads,
     _: int,
-) -> list[list[int]]:
+) -> list[list[list[int]]]:
     """The same without keys and values, one row at a time."""
+    return [_rows_anew(model, edited, tokens, valid, trigger, most, reads) for edited in edits]
+
+
+def _rows_anew(
+    model: LanguageModel,
+    edited: LanguageModel,
+    tokens: np.ndarray,
+    valid: np.ndarray,
+    trigger: int,
+    most: int,
+    reads: Reads,
+) -> list[list[int]]:
     judge = edited if reads == "text" else _at_last_token(model, edited)
     found = []
     for row, (ids, mask) in enumerate(zip(tokens, valid, strict=True)):

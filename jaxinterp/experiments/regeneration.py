@@ -17,6 +17,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 import jaxinterp as ji
+from jaxinterp.activations.switching import Reads
 from jaxinterp.analysis import statistics
 from jaxinterp.experiments import ablation, units
 from jaxinterp.experiments.claims import Claim
@@ -121,16 +122,14 @@ def run(config: Config, models: Mapping[str, LanguageModel], inputs: Mapping[str
         draws=config.draws,
         seed=config.seed,
     )
+    written = _write_all(model, some, conditions, config)
+    before = next(texts for texts in written if texts is not None)
     rows: list[dict[str, Any]] = []
-    before: list[str] = []
-    for condition in conditions:
-        if condition.condition != missing_parts.NOTHING and not condition.count:
+    for condition, texts in zip(conditions, written, strict=True):
+        if texts is None:
             rows += _nothing(condition)
             continue
         own = some[: len(condition.sites)]
-        _LOG.info("%s (%d) out at %d traces", condition.condition, condition.count, len(own))
-        texts = _write(model, own, condition, config)
-        before = before or texts
         rows += _score(model, condition, texts)
         if condition.condition in (TARGET, BOTH, OTHER_HEADS) and condition.count:
             rows += _samples(model, condition, own, before, texts, config.samples)
@@ -139,22 +138,43 @@ def run(config: Config, models: Mapping[str, LanguageModel], inputs: Mapping[str
     return pl.DataFrame(rows, schema=_COLUMNS)
 
 
+def _write_all(
+    model: LanguageModel, some: Sequence[Case], conditions: Sequence[Missing], config: Config
+) -> list[list[str] | None]:
+    """The continuations under each condition, those on the same texts together; `None` where the set is empty."""
+    groups: dict[tuple[Reads, int], list[int]] = {}
+    for index, condition in enumerate(conditions):
+        if condition.condition == missing_parts.NOTHING or condition.count:
+            groups.setdefault((condition.reads, len(condition.sites)), []).append(index)
+    found: list[list[str] | None] = [None] * len(conditions)
+    for (reads, count), members in groups.items():
+        here = [conditions[index] for index in members]
+        _LOG.info("%d traces: %s", count, "; ".join(f"{each.condition} ({each.count}) out" for each in here))
+        for index, texts in zip(members, _write(model, some[:count], here, reads, config), strict=True):
+            found[index] = texts
+    return found
+
+
 def _write(
-    model: LanguageModel, some: Sequence[Case], condition: Missing, config: Config, cache: bool = True
-) -> list[str]:
-    """The continuations, from in front of `" ("` on."""
-    edited = ji.ablate_by_row(model, condition.sites[: len(some)]) if condition.count else model
-    texts = ji.generate_switching(
+    model: LanguageModel,
+    some: Sequence[Case],
+    conditions: Sequence[Missing],
+    reads: Reads,
+    config: Config,
+    cache: bool = True,
+) -> list[list[str]]:
+    """The continuations under each condition, from in front of `" ("` on."""
+    every = ji.generate_switching_each(
         model,
-        edited,
+        [ji.ablate_by_row(model, each.sites[: len(some)]) if each.count else model for each in conditions],
         [case.ids[:-1] for case in some],
         config.max_new_tokens,
         after=some[0].ids[-1],
-        reads=condition.reads,
+        reads=reads,
         cache=cache,
         batch_size=config.batch_size,
     )
-    return [_cut(text) for text in texts]
+    return [[_cut(text) for text in texts] for texts in every]
 
 
 def _cut(text: str) -> str:
@@ -231,7 +251,7 @@ def _recompute(
     model: LanguageModel, condition: Missing, some: Sequence[Case], texts: Sequence[str], config: Config
 ) -> dict[str, Any]:
     few = min(config.recomputed, len(some))
-    again = _write(model, some[:few], condition, config, cache=False) if few else []
+    (again,) = _write(model, some[:few], [condition], condition.reads, config, cache=False) if few else ([],)
     same = np.array([one == other for one, other in zip(again, texts[:few], strict=True)], bool)
     return {"measure": "same without cache"} | condition.labels | cases.proportion(same)
 

@@ -92,6 +92,16 @@ def test_batches_and_rows_of_edits_stay_in_order(model):
     assert texts == ji.generate_switching(model, edited, PREFIXES, 3, after=" (", cache=False)
 
 
+@pytest.mark.parametrize("reads", ["text", "token"])
+@pytest.mark.parametrize("cache", [True, False])
+def test_several_edits_at_once_are_each_alone(model, blind, reads, cache):
+    edits = [blind, model, ji.ablate(model, ji.head(3, 4))]
+    together = ji.generate_switching_each(model, edits, PREFIXES, 4, after=" (", reads=reads, cache=cache, batch_size=2)
+    alone = [ji.generate_switching(model, each, PREFIXES, 4, after=" (", reads=reads) for each in edits]
+    assert together == alone
+    assert len({tuple(texts) for texts in together}) > 1
+
+
 def test_texts_end_where_the_model_ends_them(model, blind):
     texts = ji.generate_switching(model, blind, PREFIXES, STEPS, after="<think>", reads="token")
     whole = ji.generate_switching(model, blind, PREFIXES, 3 * STEPS, after="<think>", reads="token")
