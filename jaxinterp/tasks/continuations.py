@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Hashable, Iterable
 from typing import Literal
 
-from jaxinterp.tasks import countdown
+from jaxinterp.tasks import countdown, countdown_grammar
 
 Outcome = Literal["success", "partial", "failure", "unknown"]
 
 OUTCOMES: tuple[Outcome, ...] = ("success", "partial", "failure", "unknown")
-STYLES = (*countdown.POSITIVE, "prose", "none")
+STYLES = (*countdown_grammar.STYLES, "none")
 
 _ACCEPTED, _ANSWER = "this works", "<answer>"
 _TOKEN = re.compile(r"</?\w+>|\d+|[a-z]+|[-+*/=()]")
@@ -26,7 +26,6 @@ _SYMBOLS = frozenset("-+*/=()")
 _CLOSING = frozenset(
     ("so", "the", "answer", "is", "equation", "that", "equals", "<think>", "</think>", "<answer>", "</answer>")
 )
-_WORDS = dict(zip(countdown.POSITIVE, ("not", *countdown.NEGATIVE), strict=True))
 
 
 def first_word(text: str) -> str:
@@ -140,7 +139,7 @@ def style(trace: countdown.Trace) -> str:
         said = re.match(r" \(([^)\n]+)\)", trace.text[attempt.open :])
         word = said[1] if said else ""
         rejects = word.partition(" ")[0]
-        found |= {name for name, other in _WORDS.items() if word == name or rejects == other}
+        found |= {name for name, other in countdown_grammar.REJECTIONS.items() if word == name or rejects == other}
     if found:
         return found.pop() if len(found) == 1 else "none"
     return "prose" if "\nMaybe " in trace.text else "none"

@@ -48,7 +48,7 @@ _OPERATORS: dict[type, Callable] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-_SYMBOLS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+_SYMBOLS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,14 +174,12 @@ def chain(expression: str) -> tuple[str, ...]:
     if not _CHAIN.fullmatch(expression):
         return ()
     value, *rest = expression.split(" ")
-    running, steps = Fraction(value), []
+    running, steps = int(value), []
     while rest:
         symbol, number, *rest = rest
-        if symbol == "/" and int(number) == 0:
+        if symbol == "/" and (int(number) == 0 or running % int(number)):
             return ()
         running = _SYMBOLS[symbol](running, int(number))
-        if running.denominator != 1:
-            return ()
         steps.append(" ".join([str(running), *rest]))
     return tuple(steps)
 
