@@ -2,8 +2,8 @@
 
 First come sums and differences: every choice of signs is a candidate, and what is tried next is drawn, at odds that
 fall with the distance between a candidate's value and the target. So a search is neither blind nor perfect, and a
-model that learns from it learns to estimate sums. Then come a few expressions with one exact * or / in front, in any
-order. The search stops at the first expression that reaches the target, or at a cap.
+model that learns from it learns to estimate sums. Then come expressions with one exact * or / in front. The search
+stops at the first expression that reaches the target, or at a cap.
 """
 
 from __future__ import annotations
@@ -42,11 +42,151 @@ class Candidate:
     """Something to try.
 
     Attributes:
-        lead: The product or quotient that stands first; empty where there is none.
-        terms: Numbers that are added, or taken away where negative.
         value: What it comes to.
+        terms: Numbers that are added, or taken away where negative.
+        lead: The product or quotient that stands in front of them; empty where there is none.
     """
 
-    lead: str
-    terms: tuple[int, ...]
     value: int
+    terms: tuple[int, ...]
+    lead: str = ""
+
+    def expression(self, draw: random.Random | None = None) -> str:
+        """Writes it down.
+
+        Args:
+            draw: If given, the terms are put into a random order.
+
+        Returns:
+            An expression that starts with a number.
+
+        >>> Candidate(26, (-12, 31, 7)).expression()
+        '31 - 12 + 7'
+        """
+        terms = list(self.terms)
+        if draw:
+            draw.shuffle(terms)
+        parts = [self.lead]
+        if not self.lead:
+            first = next(place for place, term in enumerate(terms) if term > 0)
+            parts = [str(terms.pop(first))]
+        return "".join([*parts, *(f" + {term}" if term > 0 else f" - {-term}" for term in terms)])
+
+
+def sums(numbers: Sequence[int]) -> list[Candidate]:
+    """Every choice of signs but for all negative.
+
+    Args:
+        numbers: Of a problem.
+
+    Returns:
+        2^n - 1 candidates.
+
+    >>> [candidate.value for candidate in sums((5, 4))]
+    [9, 1, -1]
+    """
+    found = []
+    for signs in _signs(len(numbers))[:-1]:
+        terms = tuple([sign * number for sign, number in zip(signs, numbers, strict=True)])
+        found.append(Candidate(sum(terms), terms))
+    return found
+
+
+@functools.cache
+def _signs(count: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(itertools.product((1, -1), repeat=count))
+
+
+def leads(numbers: Sequence[int]) -> Iterator[Candidate]:
+    """Every product and exact quotient of two numbers, with every choice of signs of the others behind it.
+
+    Args:
+        numbers: Of a problem.
+
+    Yields:
+        Candidates.
+
+    >>> [candidate.expression() for candidate in leads((2, 6, 1)) if candidate.lead == "6 / 2"]
+    ['6 / 2 + 1', '6 / 2 - 1']
+    """
+    for first, second in itertools.permutations(range(len(numbers)), 2):
+        one, other = numbers[first], numbers[second]
+        rest = [number for place, number in enumerate(numbers) if place not in (first, second)]
+        made = [(one * other, f"{one} * {other}")] if first < second else []
+        made += [] if one % other else [(one // other, f"{one} / {other}")]
+        for value, lead in made:
+            if value < _LARGEST_LEAD:
+                for signs in _signs(len(rest)):
+                    terms = tuple([sign * number for sign, number in zip(signs, rest, strict=True)])
+                    yield Candidate(value + sum(terms), terms, lead)
+
+
+def search(problem: Problem, draw: random.Random, effort: Effort) -> list[str]:
+    """Searches a problem.
+
+    Args:
+        problem: What is asked.
+        draw: Random numbers.
+        effort: How well.
+
+    Returns:
+        Different expressions in the order in which they are tried; the last one may be a solution, no other is.
+    """
+    cap = effort.cap if len(problem.numbers) < 4 else effort.cap_of_four
+    tried: dict[str, None] = {}
+    for candidate in itertools.chain(_by_closeness(problem, draw, effort.scale), _shuffled_leads(problem, draw)):
+        tried.setdefault(candidate.expression(None if effort.is_tidy else draw))
+        if candidate.value == problem.target or len(tried) == cap:
+            break
+    return list(tried)
+
+
+def _by_closeness(problem: Problem, draw: random.Random, scale: float) -> list[Candidate]:
+    """Sums and differences in the order in which a race ends whose runners' speeds fall with their distance."""
+
+    def arrival(candidate: Candidate) -> float:
+        return draw.expovariate(1.0) * math.exp(min(abs(candidate.value - problem.target) / scale, 600.0))
+
+    return sorted(sums(problem.numbers), key=arrival)
+
+
+def _shuffled_leads(problem: Problem, draw: random.Random) -> Iterator[Candidate]:
+    found = list(leads(problem.numbers))
+    draw.shuffle(found)
+    yield from found
+
+
+def solution(problem: Problem, draw: random.Random) -> str:
+    """A right expression; of + and - alone where there is one.
+
+    Args:
+        problem: One that `jaxinterp.tasks.countdown_problems.draw_problem` gives.
+        draw: Random numbers.
+
+    Returns:
+        One of the right expressions.
+
+    Raises:
+        ValueError: The problem has no solution of this form.
+    """
+    for candidates in (sums(problem.numbers), leads(problem.numbers)):
+        right = [candidate for candidate in candidates if candidate.value == problem.target]
+        if right:
+            return draw.choice(right).expression(draw)
+    raise ValueError(f"{problem} has no solution with at most one * or /, in front")
+
+
+def miss(problem: Problem, draw: random.Random) -> str:
+    """A wrong expression of + and -, or one in eight times with * or / in front, rather close than far.
+
+    Args:
+        problem: What is asked.
+        draw: Random numbers.
+
+    Returns:
+        An expression whose value is not the target.
+    """
+    first, second = sums(problem.numbers), list(leads(problem.numbers)) if draw.random() < 0.125 else []
+    wrong = [candidate for candidate in second or first if candidate.value != problem.target]
+    odds = [math.exp(-min(abs(candidate.value - problem.target) / 50.0, 600.0)) for candidate in wrong]
+    return draw.choices(wrong, odds)[0].expression(draw)

@@ -97,13 +97,13 @@ def test_a_bad_line_is_named_with_row_and_column(tmp_path, line, sentence):
 def test_a_bad_table_is_named_with_row_and_column(tmp_path):
     file = tmp_path / "rows.parquet"
     pl.DataFrame({"nums": [[3, 4], [3, None], None, [5, 6], [1]], "target": [7, 7, 7, None, 2]}).write_parquet(file)
-    with pytest.raises(ValueError, match="row 2, column nums: None .* row 3, column nums: .* row 4, .* and 1 more"):
+    with pytest.raises(ValueError, match=r"row 2, column nums: None .* row 3, column nums: .* row 4, .* and 1 more"):
         read_problems(file)
     pl.DataFrame({"numbers": [[3, 4]], "target": [7]}).write_parquet(file)
     with pytest.raises(ValueError, match="has no column nums; it has numbers, target"):
         read_problems(file)
     pl.DataFrame({"nums": [[3.0, 4.5]], "target": [7]}).write_parquet(file)
-    with pytest.raises(ValueError, match="row 1, column nums: 3.0"):
+    with pytest.raises(ValueError, match=r"row 1, column nums: 3\.0"):
         read_problems(file)
 
 

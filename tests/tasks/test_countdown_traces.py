@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxinterp.tasks import continuations, countdown, countdown_corpus, countdown_traces
+from jaxinterp.tasks import continuations, countdown, countdown_corpus
 from jaxinterp.tasks.countdown import Problem
 from jaxinterp.tasks.countdown_corpus import CorpusSettings
 from jaxinterp.tasks.countdown_grammar import STYLES, write_response
