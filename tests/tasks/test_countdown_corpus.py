@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from jaxinterp.tasks import countdown, countdown_corpus, countdown_search, plain_verification
+from jaxinterp.tasks import countdown, countdown_search, plain_verification
 from jaxinterp.tasks.countdown import Problem
 from jaxinterp.tasks.countdown_corpus import CorpusSettings, document, documents
 from jaxinterp.tasks.countdown_grammar import STYLES, write_response
