@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class ProblemSettings:
     largest_target: int = 100
     """The largest target."""
     leading: float = 0.12
-    """Share of problems made with one exact * or / in front; the others are made of + and - alone."""
+    """Share of problems that need one * or exact / in front, equally often; of the others + and - are enough."""
 
     def __post_init__(self) -> None:
         wrong = []
@@ -71,22 +71,18 @@ def draw_problem(draw: random.Random, settings: ProblemSettings, split: Split = 
     'train'
     """
     count = draw.choice(settings.operands)
-    is_leading = draw.random() < settings.leading
+    lead = draw.choice("*/") if draw.random() < settings.leading else ""
     for _ in range(_TRIES):
         numbers = [1 + int(draw.random() * settings.largest) for _ in range(count)]
-        target = numbers[0]
-        rest = numbers[1:]
-        if is_leading:
+        target, *rest = numbers
+        if lead:
             second = rest.pop(0)
-            if draw.random() < 0.5:
-                target *= second
-            elif target % second:
+            if min(target, second) == 1 or (lead == "/" and target % second):
                 continue
-            else:
-                target //= second
+            target = target * second if lead == "*" else target // second
         for number in rest:
             target += number if draw.random() < 0.5 else -number
-        if not settings.smallest_target <= target <= settings.largest_target:
+        if not settings.smallest_target <= target <= settings.largest_target or (lead and _is_sum(target, numbers)):
             continue
         draw.shuffle(numbers)
         problem = Problem(tuple(numbers), target)
@@ -96,6 +92,14 @@ def draw_problem(draw: random.Random, settings: ProblemSettings, split: Split = 
         f"no {split} problem of {count} numbers up to {settings.largest} has a target from {settings.smallest_target} "
         f"to {settings.largest_target} ({_TRIES:,} tries); widen the targets or raise the largest number"
     )
+
+
+def _is_sum(target: int, numbers: Sequence[int]) -> bool:
+    """Whether some choice of signs reaches the target."""
+    reached = {0}
+    for number in numbers:
+        reached = {value + term for value in reached for term in (number, -number)}
+    return target in reached
 
 
 def draw_problems(split: Split, n: int, seed: int, settings: ProblemSettings | None = None) -> list[Problem]:

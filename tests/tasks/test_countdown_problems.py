@@ -4,7 +4,7 @@ import random
 import polars as pl
 import pytest
 
-from jaxinterp.tasks import countdown_problems
+from jaxinterp.tasks import countdown_problems, countdown_search
 from jaxinterp.tasks.countdown import Problem
 from jaxinterp.tasks.countdown_problems import ProblemSettings, draw_problems, read_problems
 
@@ -25,17 +25,26 @@ def test_drawn_problems_fit_their_settings(split, operands):
     assert problems != draw_problems(split, 30, seed=2, settings=settings)
 
 
-def test_leading_problems_are_as_many_as_asked():
-    settings = ProblemSettings(operands=(2,), leading=0.3)
-    draw = random.Random(0)
-    problems = [countdown_problems.draw_problem(draw, settings) for _ in range(2000)]
-    sums = [problem for problem in problems if problem.target in (sum(problem.numbers), *_differences(problem))]
-    assert 0.26 < 1 - len(sums) / len(problems) < 0.34
-
-
-def _differences(problem):
-    first, second = problem.numbers
-    return first - second, second - first
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_as_many_problems_as_asked_need_a_product_or_a_quotient(count):
+    settings, draw = ProblemSettings(operands=(count,), leading=0.3), random.Random(0)
+    problems = [countdown_problems.draw_problem(draw, settings) for _ in range(600)]
+    needing = [
+        problem
+        for problem in problems
+        if all(candidate.value != problem.target for candidate in countdown_search.sums(problem.numbers))
+    ]
+    assert 0.24 < len(needing) / len(problems) < 0.36
+    ways = [
+        {
+            candidate.lead.split(" ")[1]
+            for candidate in countdown_search.leads(problem.numbers)
+            if candidate.value == problem.target
+        }
+        for problem in needing
+    ]
+    assert all(ways)
+    assert 0.35 < sum("*" in way for way in ways) / len(ways) < 0.65
 
 
 @pytest.mark.parametrize(
