@@ -18,7 +18,7 @@ import polars as pl
 
 from jaxinterp.tasks.countdown import Problem, Split
 
-_TRIES = 200_000
+_KINDS, _TRIES = 10, 20_000
 _COLUMNS = ("nums", "target")
 _SHOWN = 3
 
@@ -70,28 +70,38 @@ def draw_problem(draw: random.Random, settings: ProblemSettings, split: Split = 
     >>> draw_problem(random.Random(0), ProblemSettings(operands=(2,))).split
     'train'
     """
-    count = draw.choice(settings.operands)
-    lead = draw.choice("*/") if draw.random() < settings.leading else ""
-    for _ in range(_TRIES):
-        numbers = [1 + int(draw.random() * settings.largest) for _ in range(count)]
-        target, *rest = numbers
-        if lead:
-            second = rest.pop(0)
-            if min(target, second) == 1 or (lead == "/" and target % second):
+    for _ in range(_KINDS):
+        count = draw.choice(settings.operands)
+        lead = draw.choice("*/") if draw.random() < settings.leading else ""
+        for _ in range(_TRIES):
+            numbers = [1 + int(draw.random() * settings.largest) for _ in range(count)]
+            target = _joined(numbers, lead, draw)
+            if target is None or not settings.smallest_target <= target <= settings.largest_target:
                 continue
-            target = target * second if lead == "*" else target // second
-        for number in rest:
-            target += number if draw.random() < 0.5 else -number
-        if not settings.smallest_target <= target <= settings.largest_target or (lead and _is_sum(target, numbers)):
-            continue
-        draw.shuffle(numbers)
-        problem = Problem(tuple(numbers), target)
-        if problem.split == split:
-            return problem
+            if lead and _is_sum(target, numbers):
+                continue
+            draw.shuffle(numbers)
+            problem = Problem(tuple(numbers), target)
+            if problem.split == split:
+                return problem
     raise ValueError(
-        f"no {split} problem of {count} numbers up to {settings.largest} has a target from {settings.smallest_target} "
-        f"to {settings.largest_target} ({_TRIES:,} tries); widen the targets or raise the largest number"
+        f"no {split} problem of {' or '.join(map(str, settings.operands))} numbers up to {settings.largest} was found "
+        f"whose target lies from {settings.smallest_target} to {settings.largest_target} ({_KINDS * _TRIES:,} tries); "
+        "widen the targets or raise the largest number"
     )
+
+
+def _joined(numbers: Sequence[int], lead: str, draw: random.Random) -> int | None:
+    """The value of numbers behind random signs, the first two joined by `lead` if there is one and if that is exact."""
+    value, *rest = numbers
+    if lead:
+        second = rest.pop(0)
+        if min(value, second) == 1 or (lead == "/" and value % second):
+            return None
+        value = value * second if lead == "*" else value // second
+    for number in rest:
+        value += number if draw.random() < 0.5 else -number
+    return value
 
 
 def _is_sum(target: int, numbers: Sequence[int]) -> bool:

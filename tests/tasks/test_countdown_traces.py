@@ -73,23 +73,24 @@ def test_other_lines_are_no_attempts(line):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("old", "new"),
     [
-        lambda text: text.replace("We need 28", "We need 82"),
-        lambda text: text.replace("equals 28 is", "equals 29 is"),
-        lambda text: text.replace("<answer> 71 - 31", "<answer> 31 - 71"),
-        lambda text: text.replace("(no)", "(wrong)", 1),
-        lambda text: text + "\n",
-        lambda text: text.replace("\n</think>", ""),
-        lambda text: text[:-1],
-        lambda text: text.partition("\n- ")[0],
-        lambda text: text.replace("\n- 31", "\nMaybe 31 gives 31, which misses 28\n- 31", 1),
+        ("We need 28", "We need 82"),
+        ("equals 28 is", "equals 29 is"),
+        ("<answer> 71 - 31", "<answer> 31 - 71"),
+        ("- 31 + 12 - 71 = 43 - 71 = -28 (no)", "- 31 + 12 - 71 = 43 - 71 = -28 (wrong)"),
+        ("\n</think>", ""),
+        (" </answer>", "</answer>"),
+        (" </answer>", " </answer>\n"),
+        ("\n- 31 - 12", "\nMaybe 31 gives 31, which misses 28\n- 31 - 12"),
+        ("combinations:", "combinations:\n"),
     ],
 )
-def test_what_is_not_in_the_form_is_no_template(change):
+def test_what_is_not_in_the_form_is_no_template(old, new):
     text = write_response(PROBLEM, TRIED, "yes")
+    assert old in text
     assert read(PROBLEM, text).is_template
-    assert not read(PROBLEM, change(text)).is_template
+    assert not read(PROBLEM, text.replace(old, new)).is_grammatical
 
 
 def test_the_end_is_judged_by_the_sampler_where_it_knows():
