@@ -26,10 +26,16 @@ from jaxinterp.tasks.countdown_search import Effort
 
 Search = Literal["confounded", "equal"]
 
-_TIDY = Effort(scale=50.0, cap=11, cap_of_four=12, is_tidy=True)
-_HASTY = Effort(scale=200.0, cap=5, cap_of_four=5, is_tidy=False)
-_BRIEF = dataclasses.replace(_HASTY, cap=4, cap_of_four=4)
-_EVEN = Effort(scale=100.0, cap=7, cap_of_four=8, is_tidy=False)
+_TIDY = (
+    Effort(scale=50.0, cap=11, sums=(4, 7), leads=(2, 4), is_tidy=True),
+    Effort(scale=50.0, cap=12, sums=(5, 9), leads=(2, 4), is_tidy=True),
+)
+_HASTY = (Effort(scale=200.0, cap=5, sums=(4, 4), leads=(1, 1), is_tidy=False),) * 2
+_BRIEF = (Effort(scale=200.0, cap=4, sums=(4, 4), leads=(0, 0), is_tidy=False),) * 2
+_EVEN = (
+    Effort(scale=100.0, cap=5, sums=(4, 4), leads=(1, 1), is_tidy=True),
+    Effort(scale=100.0, cap=7, sums=(5, 5), leads=(1, 2), is_tidy=True),
+)
 
 
 class Document(NamedTuple):
@@ -66,11 +72,13 @@ class CorpusSettings:
         if not 0 <= self.verification <= 1:
             raise ValueError(f"corpus: verification is {self.verification}, but has to be a share from 0 to 1")
 
-    def effort(self, style: str) -> Effort:
-        """How well a style searches in this corpus."""
+    def effort(self, style: str, count: int) -> Effort:
+        """How well a style searches a problem with so many numbers."""
         if self.search == "equal":
-            return _EVEN
-        return _TIDY if style == STYLES[0] else _BRIEF if style == PROSE else _HASTY
+            efforts = _EVEN
+        else:
+            efforts = _TIDY if style == STYLES[0] else _BRIEF if style == PROSE else _HASTY
+        return efforts[count > 3]
 
 
 def document(index: int, seed: int, settings: CorpusSettings | None = None, split: Split = "train") -> Document:
@@ -97,7 +105,7 @@ def document(index: int, seed: int, settings: CorpusSettings | None = None, spli
     if draw.random() < settings.verification:
         return _question(problem, draw)
     style = draw.choices(STYLES, settings.styles)[0]
-    tried = countdown_search.search(problem, draw, settings.effort(style))
+    tried = countdown_search.search(problem, draw, settings.effort(style, len(problem.numbers)))
     return Document(problem.prompt, write_response(problem, tried, style))
 
 

@@ -1,9 +1,10 @@
 """How a CountDown problem is searched: which expressions a trace tries, and in which order.
 
-First come sums and differences: every choice of signs is a candidate, and what is tried next is drawn, at odds that
+Sums and differences come first: every choice of signs is a candidate, and what is tried next is drawn, at odds that
 fall with the distance between a candidate's value and the target. So a search is neither blind nor perfect, and a
-model that learns from it learns to estimate sums. Then come expressions with one exact * or / in front. The search
-stops at the first expression that reaches the target, or at a cap.
+model that learns from it learns to estimate sums. After some of them a few expressions with one exact * or / in front
+are tried, drawn in the same way, then sums again. The search stops at the first expression that reaches the target, or
+at a cap.
 """
 
 from __future__ import annotations
@@ -13,27 +14,29 @@ import functools
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from jaxinterp.tasks.countdown import Problem
 
-_LARGEST_LEAD = 10_000
+_LARGEST_LEAD = 400
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How well a style searches.
+    """How well a problem is searched.
 
     Attributes:
         scale: Distance from the target at which a candidate's odds of being next have fallen to 1/e.
-        cap: Most attempts for up to three numbers.
-        cap_of_four: Most attempts for four numbers or more.
+        cap: Most attempts.
+        sums: Fewest and most sums before the first expression with * or /.
+        leads: Fewest and most expressions with * or /.
         is_tidy: Whether numbers keep the order of the problem, but for a positive one that has to stand first.
     """
 
     scale: float
     cap: int
-    cap_of_four: int
+    sums: tuple[int, int]
+    leads: tuple[int, int]
     is_tidy: bool
 
 
@@ -98,24 +101,26 @@ def _signs(count: int) -> tuple[tuple[int, ...], ...]:
 
 
 def leads(numbers: Sequence[int]) -> Iterator[Candidate]:
-    """Every product and exact quotient of two numbers, with every choice of signs of the others behind it.
+    """Products and exact quotients of two numbers, with every choice of signs of the others behind them.
 
     Args:
         numbers: Of a problem.
 
     Yields:
-        Candidates.
+        Candidates; none with a product beyond 400, and none that multiplies with 1 or divides by it.
 
     >>> [candidate.expression() for candidate in leads((2, 6, 1)) if candidate.lead == "6 / 2"]
     ['6 / 2 + 1', '6 / 2 - 1']
     """
     for first, second in itertools.permutations(range(len(numbers)), 2):
         one, other = numbers[first], numbers[second]
+        if min(one, other) == 1:
+            continue
         rest = [number for place, number in enumerate(numbers) if place not in (first, second)]
         made = [(one * other, f"{one} * {other}")] if first < second else []
         made += [] if one % other else [(one // other, f"{one} / {other}")]
         for value, lead in made:
-            if value < _LARGEST_LEAD:
+            if value <= _LARGEST_LEAD:
                 for signs in _signs(len(rest)):
                     terms = tuple([sign * number for sign, number in zip(signs, rest, strict=True)])
                     yield Candidate(value + sum(terms), terms, lead)
@@ -132,28 +137,27 @@ def search(problem: Problem, draw: random.Random, effort: Effort) -> list[str]:
     Returns:
         Different expressions in the order in which they are tried; the last one may be a solution, no other is.
     """
-    cap = effort.cap if len(problem.numbers) < 4 else effort.cap_of_four
+    first, second = _by_closeness(sums(problem.numbers), problem, draw, effort), list[Candidate]()
+    before = draw.randint(*effort.sums)
+    if all(candidate.value != problem.target for candidate in first[:before]) and effort.leads[1]:
+        second = _by_closeness(leads(problem.numbers), problem, draw, effort)[: draw.randint(*effort.leads)]
     tried: dict[str, None] = {}
-    for candidate in itertools.chain(_by_closeness(problem, draw, effort.scale), _shuffled_leads(problem, draw)):
+    for candidate in (*first[:before], *second, *first[before:]):
         tried.setdefault(candidate.expression(None if effort.is_tidy else draw))
-        if candidate.value == problem.target or len(tried) == cap:
+        if candidate.value == problem.target or len(tried) == effort.cap:
             break
     return list(tried)
 
 
-def _by_closeness(problem: Problem, draw: random.Random, scale: float) -> list[Candidate]:
-    """Sums and differences in the order in which a race ends whose runners' speeds fall with their distance."""
+def _by_closeness(
+    candidates: Iterable[Candidate], problem: Problem, draw: random.Random, effort: Effort
+) -> list[Candidate]:
+    """Candidates in the order in which a race ends whose runners' speeds fall with their distance from the target."""
 
     def arrival(candidate: Candidate) -> float:
-        return draw.expovariate(1.0) * math.exp(min(abs(candidate.value - problem.target) / scale, 600.0))
+        return draw.expovariate(1.0) * math.exp(min(abs(candidate.value - problem.target) / effort.scale, 600.0))
 
-    return sorted(sums(problem.numbers), key=arrival)
-
-
-def _shuffled_leads(problem: Problem, draw: random.Random) -> Iterator[Candidate]:
-    found = list(leads(problem.numbers))
-    draw.shuffle(found)
-    yield from found
+    return sorted(candidates, key=arrival)
 
 
 def solution(problem: Problem, draw: random.Random) -> str:

@@ -150,7 +150,7 @@ def test_closeness_guides_a_search_and_its_scale_says_how_much():
     problem, draw = Problem((40, 30, 20, 5), 55), random.Random(0)
     places = {}
     for scale in (5.0, 50.0, 5000.0):
-        effort = countdown_search.Effort(scale=scale, cap=15, cap_of_four=15, is_tidy=True)
+        effort = countdown_search.Effort(scale=scale, cap=15, sums=(15, 15), leads=(0, 0), is_tidy=True)
         places[scale] = statistics.mean(len(countdown_search.search(problem, draw, effort)) for _ in range(200))
     assert places[5.0] < places[50.0] < places[5000.0]
 
