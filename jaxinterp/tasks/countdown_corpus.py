@@ -6,9 +6,11 @@ split, by default the one for training.
 
 Two corpora differ in how well the styles search. In the *confounded* one the first style ("this works", "not T") keeps
 numbers in order, guesses better and tries more than the others, so that it solves more problems: reward alone then
-makes it win. In the *equal* one all styles search alike, and about as many problems are solved as in the other corpus;
-which style wins there, if any, reward does not say. Prose has no running results in either, so a model that writes
-prose has to add in its head.
+makes it win. In the *equal* one all styles search alike, and as many problems are solved as in the other corpus, three
+in four; which style wins there, if any, reward does not say. Prose has no running results in either, so a model that
+writes prose has to add in its head: leave prose out, by its weight, where styles are to be equal in every way.
+
+With three and four numbers no document is longer than the 512 tokens that the shipped models read.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ Search = Literal["confounded", "equal"]
 
 _TIDY = (
     Effort(scale=50.0, cap=11, sums=(4, 7), leads=(2, 4), is_tidy=True),
-    Effort(scale=50.0, cap=12, sums=(5, 9), leads=(2, 4), is_tidy=True),
+    Effort(scale=50.0, cap=11, sums=(5, 9), leads=(2, 4), is_tidy=True),
 )
 _HASTY = (Effort(scale=200.0, cap=5, sums=(4, 4), leads=(1, 1), is_tidy=False),) * 2
 _BRIEF = (Effort(scale=200.0, cap=4, sums=(4, 4), leads=(0, 0), is_tidy=False),) * 2

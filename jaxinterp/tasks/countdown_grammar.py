@@ -26,7 +26,7 @@ from jaxinterp.tasks.countdown import Problem
 PROSE = "prose"
 STYLES = (*countdown.POSITIVE, PROSE)
 """Names of the styles: the words of acceptance, and prose."""
-REJECTIONS = dict(zip(countdown.POSITIVE, ("not", *countdown.NEGATIVE), strict=True))
+REJECTIONS: dict[str, str] = dict(zip(countdown.POSITIVE, ("not", *countdown.NEGATIVE), strict=True))
 """The word of rejection of each bullet style; behind "not" stands the target."""
 
 

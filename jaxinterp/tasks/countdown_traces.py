@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 
 from jaxinterp.tasks import countdown
 from jaxinterp.tasks.continuations import entropy
@@ -149,11 +150,14 @@ def _judge(problem: Problem, line: re.Match[str]) -> Judged | None:
 
 
 @functools.lru_cache(maxsize=2**14)
-def _worked(expression: str) -> tuple[tuple[str, ...], object]:
-    """The running results of an expression, and its value."""
+def _worked(expression: str) -> tuple[tuple[str, ...], Fraction | int | None]:
+    """The running results of an expression, and its value; they agree where * and / stand in front alone."""
     if len(expression) > _LONGEST:
         return (), None
-    return countdown.chain(expression), countdown.evaluate(expression)
+    steps = countdown.chain(expression)
+    if steps and not {"*", "/"} & {*expression.split(" ")[3::2]}:
+        return steps, int(steps[-1])
+    return steps, countdown.evaluate(expression)
 
 
 def style_entropy(styles: Iterable[str | None]) -> float:

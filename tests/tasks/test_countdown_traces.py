@@ -109,6 +109,17 @@ def test_any_text_can_be_read(text, numbers):
         measures([reading])
 
 
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=4), st.data())
+def test_the_value_of_an_attempt_is_that_of_its_expression(numbers, data):
+    symbols = data.draw(st.lists(st.sampled_from("+-*/"), min_size=len(numbers) - 1, max_size=len(numbers) - 1))
+    expression = str(numbers[0]) + "".join(f" {s} {x}" for s, x in zip(symbols, numbers[1:], strict=True))
+    value = countdown.evaluate(expression)
+    target = data.draw(st.sampled_from([7, 12, int(value) if value is not None else 3]))
+    (attempt,) = read(Problem(tuple(numbers), target), f"\n- {expression} = {target} (no)").attempts
+    assert attempt.is_solved == (value == target)
+    assert attempt.uses_all
+
+
 def test_endless_numbers_do_no_harm():
     endless = "9" * 6000
     for line in (f"- {endless} + 1 = 10 (no)", f"- 9 + 1 = {endless} (no)", f"Maybe {endless} gives 1, which hits 28"):
