@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from jaxinterp.config import load_config
 from jaxinterp.tasks import countdown, countdown_search, countdown_tokenizer, plain_verification
 from jaxinterp.tasks.countdown import Problem
 from jaxinterp.tasks.countdown_corpus import CorpusSettings, Search, document, documents
@@ -182,6 +183,15 @@ def test_closeness_guides_a_search_and_its_scale_says_how_much():
 def test_settings_that_make_no_sense_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         CorpusSettings(**settings)
+
+
+def test_settings_are_read_from_a_recipe():
+    read_back = load_config(CorpusSettings, {"problems": {"operands": [2], "leading": 0.5}, "search": "equal"})
+    assert read_back == CorpusSettings(problems=ProblemSettings(operands=(2,), leading=0.5), search="equal")
+    with pytest.raises(ValueError, match="counts from 2 to 6"):
+        load_config(CorpusSettings, {"problems": {"operands": [1]}})
+    with pytest.raises(ValueError, match="7 weights"):
+        load_config(CorpusSettings, {"styles": [1.0, 2.0]})
 
 
 def test_a_document_takes_well_under_a_millisecond():
