@@ -10,7 +10,7 @@ makes it win. In the *equal* one all styles search alike, and as many problems a
 in four; which style wins there, if any, reward does not say. Prose has no running results in either, so a model that
 writes prose has to add in its head: leave prose out, by its weight, where styles are to be equal in every way.
 
-With three and four numbers a document of more than 500 tokens is rare beyond counting; the shipped models read 512.
+With three and four numbers, none of 2,000 documents had more than 500 tokens; the shipped models read 512.
 """
 
 from __future__ import annotations
