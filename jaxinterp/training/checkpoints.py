@@ -198,10 +198,17 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 def _like(like: State, flat: Mapping[str, jax.Array]) -> State:
     leaves, form = jax.tree.flatten(like)
     found = [
-        jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else numbers
+        jax.random.wrap_key_data(numbers, impl=_kind_of_key(leaf)) if _is_key(leaf) else numbers
         for leaf, numbers in zip(leaves, (flat[name] for name in _flat(like)), strict=True)
     ]
     return jax.tree.unflatten(form, found)
+
+
+def _kind_of_key(key: Any) -> Any:
+    """Which generator a key belongs to, also where there is but a key's shape."""
+    found = []
+    jax.eval_shape(lambda traced: found.append(jax.random.key_impl(traced)), key)
+    return found[0]
 
 
 def _first_line(error: Exception) -> str:
