@@ -10,20 +10,26 @@ from tyro.conf import Positional, arg
 from jaxinterp.cli.arguments import say
 
 
-def train(recipe: Annotated[Positional[str], arg(metavar="RECIPE")], /, *, output: Path) -> None:
-    """Train a small model from nothing and write it as a Hugging Face folder.
+def train(
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")], /, *, output: Path, checkpoints: Path | None = None
+) -> None:
+    """Train a small model and write it as a Hugging Face folder.
+
+    A run that was ended goes on from its last checkpoint when the same is asked for again.
 
     Args:
-        recipe: Settings as JSON, or the path of a YAML or JSON file, such as the recipe.json of a trained model.
+        recipe: Settings as JSON, the path of a YAML or JSON file, such as the recipe.json of a trained model, or the
+            name of a recipe that ships with the package, such as countdown-smoke.
         output: The folder to write: weights, tokenizer, recipe, log and model card.
+        checkpoints: Where checkpoints are while the model is trained; by default beside the output.
     """
     from jaxinterp.activations.compilation import keep_compiled_programs
-    from jaxinterp.config import load_config, read_settings
+    from jaxinterp.config import load_config
     from jaxinterp.training import recipe as recipes
 
     keep_compiled_programs()
-    settings = load_config(recipes.Recipe, read_settings(recipe), where="recipe")
-    log = recipes.train(settings, output)
+    settings = load_config(recipes.Recipe, recipes.read(recipe), where="recipe")
+    log = recipes.train(settings, output, checkpoints)
     last = log.row(-1, named=True)
     say(
         f"{settings.name}: {last['tokens']:,} tokens in {last['seconds']:.0f} s; {last['held_out']:.3f} nats per token "

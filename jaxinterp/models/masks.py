@@ -49,3 +49,20 @@ def positions_in_text(mask: jax.Array) -> jax.Array:
         [0, 0, 0, 1]
     """
     return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+
+
+def begins(documents: jax.Array) -> jax.Array:
+    """Where each text of a row begins.
+
+    Args:
+        documents: Which text a token belongs to, int `[..., seq]`; each text stands in one piece.
+
+    Returns:
+        Booleans `[..., seq]`.
+
+    Examples:
+        >>> begins(jnp.array([1, 1, 2, 2, 2, 0])).astype(int).tolist()
+        [1, 0, 1, 0, 0, 1]
+    """
+    first = jnp.ones_like(documents[..., :1], dtype=bool)
+    return jnp.concatenate([first, documents[..., 1:] != documents[..., :-1]], axis=-1)

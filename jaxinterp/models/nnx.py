@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxinterp.models.architecture import Architecture
 from jaxinterp.models.blocks import ACTIVATIONS
-from jaxinterp.models.masks import causal_mask, positions_in_text
+from jaxinterp.models.masks import begins, causal_mask, positions_in_text
 from jaxinterp.models.rotary import frequencies, rotate
 
 _BLOCK = "blocks.{layer}.{name}"
@@ -92,27 +92,33 @@ class Decoder(nnx.Module):
             parameter.set_value(jnp.stack(layers).astype(dtype))
         return decoder
 
-    def __call__(self, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, tokens: jax.Array, mask: jax.Array | None = None, documents: jax.Array | None = None
+    ) -> jax.Array:
         """Next-token logits at every position.
 
         Args:
             tokens: Token ids, int `[batch, seq]`; an id outside the vocabulary gives NaN.
             mask: Whether a slot holds a token rather than padding, bool `[batch, seq]`; `None` for no padding. Texts
                 padded on the left get the logits they get alone.
+            documents: Which of several texts in a row a token belongs to, int `[batch, seq]`; each text stands in one
+                piece and gets the logits it gets alone. `None` for one text a row.
 
         Returns:
             Logits after any soft cap, float32 `[batch, seq, vocabulary]`.
         """
         table = self.table["W_E" if self.architecture.tied else "W_U"][...]
-        logits = jnp.einsum("bse,ve->bsv", self.hidden(tokens, mask), table, preferred_element_type=jnp.float32)
+        hidden = self.hidden(tokens, mask, documents)
+        logits = jnp.einsum("bse,ve->bsv", hidden, table, preferred_element_type=jnp.float32)
         return _softcap(logits, self.architecture.logit_softcap)
 
-    def hidden(self, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def hidden(self, tokens: jax.Array, mask: jax.Array | None = None, documents: jax.Array | None = None) -> jax.Array:
         """Output of the final norm, the site `ln_final`.
 
         Args:
             tokens: Token ids, int `[batch, seq]`.
             mask: Whether a slot holds a token rather than padding, bool `[batch, seq]`; `None` for no padding.
+            documents: Which of several texts in a row a token belongs to, int `[batch, seq]`; `None` for one.
 
         Returns:
             Array `[batch, seq, embedding]` in the weights' dtype.
@@ -123,6 +129,8 @@ class Decoder(nnx.Module):
         architecture = self.architecture
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
         positions = positions_in_text(mask)
+        if documents is not None:
+            positions = positions - jax.lax.cummax(jnp.where(begins(documents), positions, 0), axis=1)
         x = jnp.take(self.table["W_E"][...], tokens, axis=0)
         x = x * jnp.asarray(architecture.embedding_scale, x.dtype)
         if architecture.learned_positions:
@@ -133,6 +141,8 @@ class Decoder(nnx.Module):
             x = x + jnp.take(self.table["W_pos"][...], positions, axis=0)
         slots = jnp.arange(tokens.shape[1])
         visible = causal_mask(slots, slots, mask)
+        if documents is not None:
+            visible &= documents[:, :, None] == documents[:, None, :]
         distance = slots[:, None] - slots[None, :]
 
         def step(x: jax.Array, layer: dict[str, jax.Array]) -> tuple[jax.Array, None]:

@@ -28,8 +28,7 @@ class Checkpoints:
 
     Examples:
         >>> import tempfile
-        >>> place = tempfile.TemporaryDirectory()
-        >>> with Checkpoints(place.name) as checkpoints:
+        >>> with tempfile.TemporaryDirectory() as place, Checkpoints(place) as checkpoints:
         ...     for step in (1, 2, 3):
         ...         checkpoints.save(step, {"weight": jnp.full(2, step), "key": jax.random.key(step)})
         ...     step, state = checkpoints.restore({"weight": jnp.zeros(2, int), "key": jax.random.key(0)})
@@ -48,6 +47,7 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self._manager = ocp.CheckpointManager(
             self.folder,
+            item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep, enable_async_checkpointing=background, cleanup_tmp_directories=True
             ),

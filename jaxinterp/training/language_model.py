@@ -1,4 +1,9 @@
-"""Supervised training of a decoder on packed texts: AdamW with clipping and a cosine schedule."""
+"""Supervised training of a decoder on packed texts: AdamW with clipping and a cosine schedule.
+
+Weights and the optimiser's numbers are float32 throughout; the forward and the backward pass may be in bfloat16. A
+batch is a function of the step alone, so that weights, optimiser and step are all that a run has to remember: one that
+was ended, and goes on from its last checkpoint, comes out with the same bits as one that was not.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,8 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +23,11 @@ import polars as pl
 from flax import nnx
 
 from jaxinterp.models.nnx import Decoder
-from jaxinterp.training.packing import Batches
+from jaxinterp.training import flops, mesh
+from jaxinterp.training.checkpoints import Checkpoints
+from jaxinterp.training.evaluation import arrays, mean_loss, predict
+from jaxinterp.training.packing import Batches, Rows
+from jaxinterp.training.progress import Journal, shown
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,6 +52,17 @@ class Course:
     """Steps between two rows of the log."""
     seed: int = 0
     """Of the order of the rows; the initial weights come with the decoder."""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """What the passes compute in; norms, softmax, loss, weights and optimiser are float32 in any case."""
+    save_every: int = 0
+    """Steps between two checkpoints, a multiple of log_every; 0 for none."""
+    stop: int | None = None
+    """Where training ends before the schedule does, to look at the beginning of a long course."""
+
+    @property
+    def last(self) -> int:
+        """The step at which training ends."""
+        return self.steps if self.stop is None else min(self.stop, self.steps)
 
 
 def optimiser(course: Course) -> optax.GradientTransformation:
@@ -54,17 +74,47 @@ def optimiser(course: Course) -> optax.GradientTransformation:
     Returns:
         Clipping by the global norm, then AdamW on a cosine schedule with warm-up.
     """
+    return _rule(course.clip, course.learning_rate, course.warm_up, course.steps, course.weight_decay)
+
+
+@functools.lru_cache(maxsize=8)
+def _rule(
+    clip: float, learning_rate: float, warm_up: int, steps: int, weight_decay: float
+) -> optax.GradientTransformation:
+    """One object for the same numbers, so that the step is compiled once for them."""
+    rate = schedule(Course(learning_rate=learning_rate, warm_up=warm_up, steps=steps))
     return optax.chain(
-        optax.clip_by_global_norm(course.clip),
-        optax.adamw(_schedule(course), b1=0.9, b2=0.98, weight_decay=course.weight_decay, mask=_matrices),
+        optax.clip_by_global_norm(clip),
+        optax.adamw(rate, b1=0.9, b2=0.98, weight_decay=weight_decay, mask=_matrices),
     )
 
 
-def _schedule(course: Course) -> optax.Schedule:
+def schedule(course: Course) -> optax.Schedule:
+    """The learning rate of each step: a rise from zero, then a cosine that ends at a fiftieth.
+
+    Args:
+        course: Settings.
+
+    Returns:
+        A function of the step.
+
+    Raises:
+        ValueError: The warm-up is longer than the course.
+    """
     if not 0 <= course.warm_up < course.steps:
         raise ValueError(f"a warm-up of {course.warm_up} steps does not fit into {course.steps} steps; shorten it")
     peak = course.learning_rate
     return optax.warmup_cosine_decay_schedule(0.0, peak, course.warm_up, course.steps, end_value=peak / 50)
+
+
+def _check(course: Course, checkpoints: Checkpoints | None) -> None:
+    if checkpoints is not None and (course.save_every < 1 or course.save_every % course.log_every):
+        raise ValueError(
+            f"save_every ({course.save_every}) is no multiple of log_every ({course.log_every}); a run goes on from a "
+            "checkpoint with a whole log, so take a multiple"
+        )
+    if course.last < 1:
+        raise ValueError(f"training ends at step {course.last} (steps, stop), before it has begun; raise it")
 
 
 def _matrices(parameters: Any) -> Any:
@@ -72,121 +122,156 @@ def _matrices(parameters: Any) -> Any:
 
 
 def train(
-    decoder: Decoder, rows: np.ndarray, course: Course, held_out: np.ndarray | None = None
+    decoder: Decoder,
+    rows: np.ndarray | Rows,
+    course: Course,
+    held_out: np.ndarray | Rows | None = None,
+    *,
+    checkpoints: Checkpoints | None = None,
+    devices: mesh.Mesh | None = None,
+    measure: Callable[[Decoder], Mapping[str, float | None]] | None = None,
 ) -> tuple[Decoder, pl.DataFrame]:
     """Trains a decoder.
 
     Args:
         decoder: Where it starts; its weights are not changed.
-        rows: Packed texts, int [row, length + 1].
+        rows: Packed texts, int [row, length + 1], or whole documents.
         course: Settings.
         held_out: Packed texts that are only looked at.
+        checkpoints: Where the run is saved, every `save_every` steps and at the end; it goes on from what is there.
+        devices: How many devices take part; one by default.
+        measure: What else the log tells of the decoder, by column.
 
     Returns:
-        The trained decoder, and a log with one row for every `log_every` steps: `step`, `tokens` (seen so far), `loss`
-        (mean since the last row) and `held_out` (both in nats per token), `gradient_norm`, `learning_rate`, `seconds`
-        and `tokens_per_second`.
+        The trained decoder, and a log with one row for every `log_every` steps: `step`, `tokens` (predictions so far,
+        those of prompts included and padding not), `loss` (mean since the last row) and `held_out` (both in nats per
+        token that is learned), `gradient_norm`, `learning_rate`, `seconds` (of training, without compilation),
+        `tokens_per_second`, `flops_per_second` (`jaxinterp.training.flops.training_flops`), `utilisation` (that over
+        the devices' peak, `jaxinterp.training.flops.peak`), and the columns of `measure`.
 
     Raises:
-        ValueError: The loss is no longer a number, there are fewer rows than a batch needs, or the warm-up is too long.
+        ValueError: The settings do not fit together, the loss is no longer a number, or a checkpoint is of another
+            model or cannot be written. What was saved last is kept.
     """
+    _check(course, checkpoints)
     graph, weights = nnx.split(decoder)
-    weights = jax.tree.map(jnp.copy, weights)
-    rule, schedule = optimiser(course), _schedule(course)
-    state = rule.init(weights)
-    batches = Batches(rows, course.rows, course.seed)
-    per_step = course.rows * (rows.shape[1] - 1)
-    log: list[dict[str, float | None]] = []
-    losses, norms, since = [], [], time.monotonic()
-    started = since
-    for step in _shown(course.steps, per_step):
-        weights, state, loss, norm = _step(graph, rule, weights, state, batches[step])
-        losses.append(loss)
-        norms.append(norm)
+    rule, rate, batches = optimiser(course), schedule(course), Batches(rows, course.rows, course.seed)
+    devices = devices or mesh.Mesh()
+    grid = mesh.make(devices, decoder.architecture, course.rows)
+    state = {"weights": weights, "optimiser": rule.init(weights)}
+    places = mesh.shardings(grid, decoder.architecture, state)
+    state, key, first = jax.device_put(jax.tree.map(jnp.copy, state), places), jax.random.key(course.seed), 0
+    if checkpoints is not None and (found := checkpoints.restore({**state, "key": key})) is not None:
+        first, state = found
+        if (jax.random.key_data(state.pop("key")) != jax.random.key_data(key)).any():
+            raise ValueError(f"{checkpoints.folder}: the run there has another seed; choose another folder")
+        _LOG.info("going on from step %d in %s", first, checkpoints.folder)
+    journal = Journal(None if checkpoints is None else checkpoints.folder / "log.jsonl", first)
+    peak, source = flops.peak(course.compute)
+    _LOG.info("utilisation is of %.4g operations/s, %s, on %d of them", peak, source, devices.size)
+
+    def batch(step: int) -> Any:
+        return jax.device_put(arrays(batches[step]), mesh.batch_sharding(grid))
+
+    kept = tuple(jax.tree.leaves(places))
+    before = journal.rows[-1] if journal.rows else {"tokens": 0, "seconds": 0.0}
+    window = _Window()
+    for step in shown(first, course.last, flops.size(batches[first])[0], "tokens"):
+        state, loss, norm = _step(graph, rule, course.compute, kept, state, batch(step))
+        if step == first:
+            window.begin()
+        window.add(loss, norm, batches[step])
         done = step + 1
-        if done % course.log_every and done != course.steps:
+        if done % course.log_every and done != course.last:
             continue
-        mean = float(jnp.stack(losses).mean())
-        if not math.isfinite(mean):
-            raise ValueError(
-                f"the loss is no longer a number between steps {done - len(losses)} and {done}; nothing was saved. "
-                f"Lower learning_rate ({course.learning_rate}) or clip ({course.clip}), or lengthen warm_up"
-            )
-        now = time.monotonic()
-        log.append(
-            {
-                "step": done,
-                "tokens": done * per_step,
-                "loss": mean,
-                "held_out": None if held_out is None else mean_loss(nnx.merge(graph, weights), held_out, course.rows),
-                "gradient_norm": float(jnp.stack(norms).mean()),
-                "learning_rate": float(np.asarray(schedule(step))),
-                "seconds": now - started,
-                "tokens_per_second": len(losses) * per_step / (now - since),
-            }
-        )
-        losses, norms, since = [], [], time.monotonic()
-    return nnx.merge(graph, weights), pl.DataFrame(log, infer_schema_length=None)
+        means = window.means()
+        if not all(map(math.isfinite, means.values())):
+            raise ValueError(_stray(course, checkpoints, done, len(window.losses)))
+        taken = window.seconds()
+        needed = flops.training_flops(decoder.architecture, window.tokens, window.seen)
+        now = nnx.merge(graph, state["weights"])
+        row = {
+            "step": done,
+            "tokens": before["tokens"] + window.tokens,
+            "loss": means["loss"],
+            "held_out": None if held_out is None else mean_loss(now, held_out, course.rows),
+            "gradient_norm": means["gradient_norm"],
+            "learning_rate": float(np.asarray(rate(step))),
+            "seconds": before["seconds"] + taken,
+            "tokens_per_second": window.tokens / taken,
+            "flops_per_second": needed / taken,
+            "utilisation": needed / taken / peak / devices.size,
+            **(measure(now) if measure else {}),
+        }
+        journal.append(row)
+        if checkpoints is not None and (done % course.save_every == 0 or done == course.last):
+            checkpoints.save(done, {**state, "key": key})
+        before, window = row, _Window()
+    if checkpoints is not None:
+        checkpoints.wait()
+    weights = jax.device_put(state["weights"], jax.devices()[0])
+    return nnx.merge(graph, weights), pl.DataFrame(journal.rows, infer_schema_length=None)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "rule"), donate_argnames=("weights", "state"))
-def _step(graph: Any, rule: optax.GradientTransformation, weights: Any, state: Any, rows: jax.Array) -> Any:
-    loss, gradient = jax.value_and_grad(lambda now: jnp.mean(_losses(nnx.merge(graph, now), rows)))(weights)
-    updates, state = rule.update(gradient, state, weights)
-    return optax.apply_updates(weights, updates), state, loss, optax.tree.norm(gradient)
+class _Window:
+    """What happened since the last row of the log."""
+
+    def __init__(self) -> None:
+        self.losses, self.norms = [], []
+        self.tokens = self.seen = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts the clock, once the step is compiled."""
+        self._began = time.monotonic()
+
+    def add(self, loss: jax.Array, norm: jax.Array, batch: np.ndarray | Rows) -> None:
+        self.losses.append(loss)
+        self.norms.append(norm)
+        tokens, seen = flops.size(batch)
+        self.tokens, self.seen = self.tokens + tokens, self.seen + seen
+
+    def means(self) -> dict[str, float]:
+        """Means over the steps, once the device has done them."""
+        named = {"loss": self.losses, "gradient_norm": self.norms}
+        return {name: float(jnp.stack(values).mean()) for name, values in named.items()}
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
 
 
-def mean_loss(decoder: Decoder, rows: np.ndarray, batch: int = 16) -> float:
-    """How well a decoder predicts packed texts.
-
-    Args:
-        decoder: The decoder.
-        rows: Int [row, length + 1].
-        batch: Rows in one forward pass.
-
-    Returns:
-        Mean negative log-probability of the tokens, in nats.
-    """
-    graph, weights = nnx.split(decoder)
-    total = 0.0
-    for first in range(0, len(rows), batch):
-        part = rows[first : first + batch]
-        filled = np.pad(part, ((0, batch - len(part)), (0, 0)), mode="edge")
-        total += float(_row_losses(graph, weights, filled)[: len(part)].sum())
-    return total / len(rows)
+def _stray(course: Course, checkpoints: Checkpoints | None, done: int, steps: int) -> str:
+    kept = "nothing was saved"
+    if checkpoints is not None:
+        checkpoints.wait()
+        if checkpoints.steps:
+            saved = checkpoints.steps[-1]
+            kept = f"the checkpoint of step {saved} in {checkpoints.folder} is kept, and a run goes on from it"
+    return (
+        f"the loss or its gradient is no longer a number between steps {done - steps} and {done}; {kept}. "
+        f"Lower learning_rate ({course.learning_rate}) or clip ({course.clip}), or lengthen warm_up ({course.warm_up})"
+    )
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def _row_losses(graph: Any, weights: Any, rows: jax.Array) -> jax.Array:
-    return jnp.mean(_losses(nnx.merge(graph, weights), rows), axis=1)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=4)
+def _step(graph: Any, rule: Any, compute: str, places: tuple[Any, ...], state: Any, batch: Any) -> Any:
+    def loss_of(weights: Any) -> jax.Array:
+        losses, counted, _ = predict(nnx.merge(graph, _narrow(weights, compute)), *batch)
+        return jnp.sum(losses * counted) / jnp.maximum(jnp.sum(counted), 1)
+
+    loss, gradient = jax.value_and_grad(loss_of)(state["weights"])
+    updates, optimiser_state = rule.update(gradient, state["optimiser"], state["weights"])
+    weights = optax.apply_updates(state["weights"], updates)
+    state = {"weights": weights, "optimiser": optimiser_state}
+    state = jax.lax.with_sharding_constraint(state, jax.tree.unflatten(jax.tree.structure(state), places))
+    return state, loss, optax.tree.norm(gradient)
 
 
-def _losses(decoder: Decoder, rows: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(decoder(rows[:, :-1]), rows[:, 1:])
+def _narrow(weights: Any, compute: str) -> Any:
+    """Weights in the numbers of the passes; those of norms, which are used in float32, stay as they are."""
 
+    def narrow(path: Any, weight: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path)
+        return weight if "ln_" in name or "norm" in name else weight.astype(compute)
 
-def _shown(steps: int, per_step: int) -> Iterator[int]:
-    """Steps, with a bar on a terminal and with lines in a log file: the rate and the time that remains."""
-    from rich.console import Console
-    from rich.progress import Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    started = said = time.monotonic()
-    with Progress(
-        *Progress.get_default_columns()[:-1],
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[rate]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("training", total=steps, rate="")
-        for step in range(steps):
-            yield step
-            now = time.monotonic()
-            rate = (step + 1) / (now - started)
-            bar.update(task, advance=1, rate=f"{rate * per_step:,.0f} tokens/s")
-            if not console.is_terminal and now - said > 30:
-                said = now
-                left = (steps - step - 1) / rate
-                _LOG.info("step %d of %d, %.0f tokens/s, %.0f s left", step + 1, steps, rate * per_step, left)
+    return jax.tree_util.tree_map_with_path(narrow, weights)

@@ -58,11 +58,11 @@ class Journal:
 
     Examples:
         >>> import tempfile
-        >>> place = tempfile.TemporaryDirectory()
-        >>> journal = Journal(Path(place.name) / "log.jsonl")
-        >>> for step in (1, 2, 3):
-        ...     journal.append({"step": step, "loss": 1 / step})
-        >>> Journal(Path(place.name) / "log.jsonl", until=2).rows
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     journal = Journal(Path(place) / "log.jsonl")
+        ...     for step in (1, 2, 3):
+        ...         journal.append({"step": step, "loss": 1 / step})
+        ...     Journal(Path(place) / "log.jsonl", until=2).rows
         [{'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 0.5}]
     """
 

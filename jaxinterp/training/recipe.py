@@ -1,8 +1,13 @@
-"""From nothing to a model folder: a corpus, a decoder, a course, and what they became."""
+"""From nothing to a model folder: a corpus, a decoder, a course, and what they became.
+
+While a model is trained, its checkpoints are in a folder beside the one it will be in, with the recipe they follow.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.resources
 import json
 import logging
 import shutil
@@ -10,23 +15,22 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import polars as pl
 from flax import nnx
 
 from jaxinterp import artefacts
+from jaxinterp.config import as_dict, read_settings
 from jaxinterp.models import decoder as tree
 from jaxinterp.models import families
 from jaxinterp.models.architecture import Architecture
 from jaxinterp.models.language_model import LanguageModel, save
 from jaxinterp.models.nnx import Decoder, to_weights
-from jaxinterp.tasks import small_language
+from jaxinterp.tasks.countdown_corpus import CorpusSettings
 from jaxinterp.tasks.tokenizer import Tokenizer
-from jaxinterp.training import language_model
+from jaxinterp.training import card, corpora, language_model, mesh
+from jaxinterp.training.checkpoints import Checkpoints
 from jaxinterp.training.language_model import Course
-from jaxinterp.training.packing import pack
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,10 +39,14 @@ _LOG = logging.getLogger(__name__)
 class Recipe:
     """Everything that decides what a trained model is."""
 
+    stage: Literal["supervised"] = "supervised"
+    """What kind of training this is."""
     name: str = "small-language"
     """Of the model."""
-    corpus: Literal["small language"] = "small language"
-    """What it reads: the generated language of jaxinterp.tasks.small_language."""
+    corpus: corpora.Name = "small language"
+    """What it reads: the language of jaxinterp.tasks.small_language, or documents of CountDown."""
+    documents: CorpusSettings = dataclasses.field(default_factory=CorpusSettings)
+    """What the documents of CountDown are made of."""
     texts: int = 24000
     """Texts that it is trained on."""
     corpus_seed: int = 1
@@ -51,6 +59,8 @@ class Recipe:
     """Blocks."""
     heads: int = 4
     """Attention heads of each block; they divide the width."""
+    kv_heads: int | None = None
+    """Heads of keys and values, which divide the attention heads; by default as many."""
     neurons: int = 176
     """Width of each MLP."""
     tied: bool = True
@@ -62,7 +72,33 @@ class Recipe:
     course: Course = dataclasses.field(default_factory=Course)
     """How it is trained."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    """Of the saved weights; training is in float32."""
+    """Of the saved weights; in training they are float32."""
+    devices: mesh.Mesh = dataclasses.field(default_factory=mesh.Mesh)
+    """On how many devices it is trained."""
+
+
+def read(recipe: str) -> dict[str, Any]:
+    """Reads a recipe given on a command line.
+
+    Args:
+        recipe: Settings as JSON, the path of a file, or the name of a shipped recipe.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: It is none of them.
+
+    >>> read("countdown-smoke")["corpus"]
+    'countdown'
+    """
+    shipped = importlib.resources.files("jaxinterp").joinpath("data/recipes")
+    names = sorted(file.name.removesuffix(".json") for file in shipped.iterdir() if file.name.endswith(".json"))
+    if recipe in names and not Path(recipe).exists():
+        return json.loads(shipped.joinpath(f"{recipe}.json").read_text(encoding="utf-8"))
+    if not recipe.lstrip().startswith("{") and not Path(recipe).is_file():
+        raise ValueError(f"{recipe} is neither JSON, nor a file, nor a shipped recipe; these are: {', '.join(names)}")
+    return read_settings(recipe)
 
 
 def configuration(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -73,63 +109,49 @@ def configuration(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
         tokenizer: The corpus's tokenizer.
 
     Returns:
-        A config of the Llama family.
+        A config of the Llama family, or, for CountDown, of Qwen 2, whose queries, keys and values have biases.
 
     Raises:
-        ValueError: The heads do not divide the width into an even number of dimensions.
+        ValueError: The heads do not divide the width into an even number of dimensions, or the key-value heads do not
+            divide the heads.
     """
+    kv_heads = recipe.heads if recipe.kv_heads is None else recipe.kv_heads
+    if min(recipe.heads, kv_heads) < 1 or recipe.heads % kv_heads:
+        raise ValueError(
+            f"{recipe.name}: {kv_heads} key-value heads do not divide {recipe.heads} heads; take a divisor of the heads"
+        )
     if recipe.embedding % (2 * recipe.heads):
         raise ValueError(
             f"{recipe.name}: {recipe.heads} heads do not divide the width {recipe.embedding} into heads of even width; "
             f"take a width that is a multiple of {2 * recipe.heads}"
         )
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+    shared = {
         "vocab_size": tokenizer.vocabulary,
         "hidden_size": recipe.embedding,
         "intermediate_size": recipe.neurons,
         "num_hidden_layers": recipe.layers,
         "num_attention_heads": recipe.heads,
-        "num_key_value_heads": recipe.heads,
+        "num_key_value_heads": kv_heads,
         "head_dim": recipe.embedding // recipe.heads,
         "hidden_act": "silu",
         "max_position_embeddings": recipe.context,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "tie_word_embeddings": recipe.tied,
-        "attention_bias": False,
-        "mlp_bias": False,
         "bos_token_id": tokenizer.bos,
         "eos_token_id": tokenizer.eos,
         "pad_token_id": tokenizer.pad,
     }
-
-
-def corpus_tokenizer() -> Tokenizer:
-    """The tokenizer of the small language."""
-    roles = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), small_language.SPECIAL, strict=True))
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        (folder / "tokenizer.json").write_text(small_language.tokenizer_json(), encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(json.dumps(roles), encoding="utf-8")
-        return Tokenizer.from_folder(folder)
-
-
-def corpus_rows(tokenizer: Tokenizer, texts: int, seed: int, length: int) -> np.ndarray:
-    """Packed texts of the small language.
-
-    Args:
-        tokenizer: Its tokenizer.
-        texts: How many texts.
-        seed: Of the corpus.
-        length: Predictions in a row.
-
-    Returns:
-        Int32 [row, length + 1].
-    """
-    assert tokenizer.eos is not None
-    return pack(([*tokenizer.encode(text), tokenizer.eos] for text in small_language.texts(texts, seed)), length)
+    if recipe.corpus == "countdown":
+        kind = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": False}
+    else:
+        kind = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "attention_bias": False,
+            "mlp_bias": False,
+        }
+    return kind | shared
 
 
 def initial_decoder(recipe: Recipe, config: dict[str, Any]) -> tuple[Decoder, Architecture]:
@@ -138,32 +160,50 @@ def initial_decoder(recipe: Recipe, config: dict[str, Any]) -> tuple[Decoder, Ar
     return Decoder(architecture, nnx.Rngs(recipe.seed)), architecture
 
 
-def train(recipe: Recipe, folder: str | Path) -> pl.DataFrame:
+def train(recipe: Recipe, folder: str | Path, checkpoints: str | Path | None = None) -> pl.DataFrame:
     """Trains a model and writes it as a Hugging Face folder.
 
     Beside weights, config and tokenizer the folder holds `recipe.json`, from which the model can be trained again,
-    `training_log.parquet`, and a model card that is written from the log.
+    `training_log.parquet`, and a model card that is written from the log. A run that was ended goes on from its last
+    checkpoint when it is asked for again; of its settings those of the course may then be others.
 
     Args:
         recipe: Settings.
         folder: Where to; it appears whole or not at all.
+        checkpoints: Where the checkpoints are while the model is trained, if the course says that there are any; by
+            default beside the folder, with "-checkpoints" after its name. They are removed in the end.
 
     Returns:
         The log, see `jaxinterp.training.language_model.train`.
 
     Raises:
-        ValueError: The settings do not fit together, training failed, or the folder holds something else.
+        ValueError: The settings do not fit together, training failed, the checkpoints are of another recipe, or the
+            folder holds something else.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
         raise ValueError(f"{folder} is not empty and holds no model; choose another folder")
-    tokenizer = corpus_tokenizer()
+    tokenizer = corpora.tokenizer(recipe.corpus)
     config = configuration(recipe, tokenizer)
     decoder, architecture = initial_decoder(recipe, config)
-    _LOG.info("writing %d texts", recipe.texts)
-    rows = corpus_rows(tokenizer, recipe.texts, recipe.corpus_seed, recipe.context)
-    held_out = corpus_rows(tokenizer, recipe.held_out_texts, recipe.corpus_seed + 1, recipe.context)
-    decoder, log = language_model.train(decoder, rows, recipe.course, held_out)
+    mesh.make(recipe.devices, architecture, recipe.course.rows)
+    place = Path(checkpoints) if checkpoints else folder.with_name(f"{folder.name}-checkpoints")
+    with contextlib.ExitStack() as stack:
+        kept = stack.enter_context(Checkpoints(place)) if recipe.course.save_every else None
+        history = _go_on(recipe, kept) if kept else [(0, as_dict(recipe))]
+        _LOG.info("writing %d texts", recipe.texts)
+        corpus = corpora.make(
+            recipe.corpus, recipe.documents, recipe.texts, recipe.held_out_texts, recipe.corpus_seed, recipe.context
+        )
+        decoder, log = language_model.train(
+            decoder,
+            corpus.rows,
+            recipe.course,
+            corpus.held_out,
+            checkpoints=kept,
+            devices=recipe.devices,
+            measure=corpus.measure,
+        )
     weights = {name: jnp.asarray(array, recipe.dtype) for name, array in to_weights(decoder).items()}
     model = LanguageModel(
         body=tree.build(architecture, weights),
@@ -173,46 +213,36 @@ def train(recipe: Recipe, folder: str | Path) -> pl.DataFrame:
         source=recipe.name,
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
-        whole = Path(place) / folder.name
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as partial:
+        whole = Path(partial) / folder.name
         save(model, whole)
-        settings = dataclasses.asdict(recipe)
-        artefacts.write_json(settings, whole / "recipe.json")
-        artefacts.write_table(log, whole / "training_log.parquet", artefacts.provenance(settings), csv=False)
-        artefacts.write_text(card(recipe, architecture, log), whole / "README.md")
+        artefacts.write_json(as_dict(recipe), whole / "recipe.json")
+        artefacts.write_table(log, whole / "training_log.parquet", artefacts.provenance(as_dict(recipe)), csv=False)
+        artefacts.write_text(card.write(recipe, architecture, log, history), whole / "README.md")
         if folder.exists():
             shutil.rmtree(folder)
         whole.replace(folder)
+    if kept:
+        shutil.rmtree(kept.folder)
     return log
 
 
-def card(recipe: Recipe, architecture: Architecture, log: pl.DataFrame) -> str:
-    """A model card.
-
-    Args:
-        recipe: How the model was made.
-        architecture: What it is made of.
-        log: Of its training.
-
-    Returns:
-        Markdown with the front matter of the hub.
-    """
-    shapes = jax.tree.leaves({name: int(np.prod([*axes.values()])) for name, axes in architecture.weights().items()})
-    last = log.row(-1, named=True)
-    tied = "tied" if recipe.tied else "untied"
-    return f"""---
-license: apache-2.0
----
-# {recipe.name}
-
-A Llama-architecture decoder of {sum(shapes):,} parameters ({recipe.layers} layers, width {recipe.embedding}, {tied}
-embeddings, {architecture.vocabulary} tokens, {recipe.dtype}) that writes the small language: a generated language of
-simple sentences whose texts are formal or casual. It was trained from random weights (seed {recipe.seed}) on
-{recipe.texts:,} texts (seed {recipe.corpus_seed}), {last["tokens"]:,} tokens in {last["step"]} steps and
-{last["seconds"]:.0f} seconds; its loss on other texts is {last["held_out"]:.3f} nats per token.
-
-`training_log.parquet` says how the training went. `recipe.json` is all that decided it:
-`jaxinterp train recipe.json --output FOLDER` trains the model again.
-
-The language, the weights and the tokenizer are the work of the jaxinterp authors, Apache License 2.0.
-"""
+def _go_on(recipe: Recipe, kept: Checkpoints) -> list[tuple[int, dict[str, Any]]]:
+    """The recipes that the checkpoints follow, each with the step from which on, this one being the last of them."""
+    file, settings = kept.folder / "recipes.json", as_dict(recipe)
+    history = [(step, other) for step, other in artefacts.read_json(file)] if kept.steps and file.exists() else []
+    if not history:
+        history = [(0, settings)]
+    elif (before := history[-1][1]) != settings:
+        changed = [
+            name for name in settings if name not in ("course", "devices") and before.get(name) != settings[name]
+        ]
+        changed += [f"course.{name}" for name in ("rows", "seed") if before["course"][name] != settings["course"][name]]
+        if changed:
+            raise ValueError(
+                f"{kept.folder} holds checkpoints of another recipe, with other {', '.join(changed)}; remove that "
+                "folder, or choose another output"
+            )
+        history = [entry for entry in history if entry[0] < kept.steps[-1]] + [(kept.steps[-1], settings)]
+    artefacts.write_json(history, file)
+    return history

@@ -7,7 +7,7 @@ from jaxinterp.models import language_model
 from jaxinterp.models.toy import toy
 from jaxinterp.tasks import small_language
 from jaxinterp.tasks.vocabularies import token_ids_by_bytes
-from jaxinterp.training import recipe
+from jaxinterp.training import corpora
 
 CONFIG = within_family.Config(
     directions=("narrow to wide", "wide to narrow", "left to right", "right to left"),
@@ -30,7 +30,7 @@ def family(shared):
 
     With `shared` false every model has a table of its own, and none has a direction for the register.
     """
-    tokenizer = recipe.corpus_tokenizer()
+    tokenizer = corpora.small_language_tokenizer()
     known = token_ids_by_bytes(tokenizer)
     rng = np.random.default_rng(0)
     common = rng.normal(size=(tokenizer.vocabulary, 24))

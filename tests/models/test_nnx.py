@@ -244,3 +244,16 @@ def test_too_long_a_text_and_unknown_tokens_do_not_pass_unseen() -> None:
     with pytest.raises(ValueError, match="40 tokens exceed the 32 learned positions"):
         decoder(random_tokens(1, 40))
     assert np.isnan(decoder(jnp.array([[1, SIZES["vocabulary"]]]))[0, 1]).all()
+
+
+@ARCHITECTURES
+def test_texts_side_by_side_in_a_row_get_the_logits_they_get_alone(architecture):
+    decoder = Decoder(architecture, nnx.Rngs(0))
+    draw = np.random.default_rng(0)
+    texts = [draw.integers(0, 37, (1, length)) for length in (5, 3, 7)]
+    documents = np.concatenate([np.full(text.shape, number) for number, text in enumerate(texts, 1)], axis=1)
+    row, documents = (np.pad(array, ((0, 0), (0, 2))) for array in (np.concatenate(texts, axis=1), documents))
+    together = decoder(jnp.asarray(row), documents=jnp.asarray(documents))
+    for number, text in enumerate(texts, 1):
+        np.testing.assert_allclose(together[:, documents[0] == number], decoder(jnp.asarray(text)), atol=1e-5)
+    assert np.isfinite(together).all()

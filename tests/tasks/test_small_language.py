@@ -5,7 +5,7 @@ import pytest
 
 from jaxinterp.tasks import small_language
 from jaxinterp.tasks.small_language import Language
-from jaxinterp.training import recipe
+from jaxinterp.training import corpora
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_openings_tell_no_register():
 
 
 def test_the_tokenizer_spells_every_text_and_ranks_words_by_frequency(corpus):
-    tokenizer = recipe.corpus_tokenizer()
+    tokenizer = corpora.small_language_tokenizer()
     for text in corpus[:100]:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text and tokenizer.unk not in ids and ids[0] == tokenizer.bos

@@ -7,9 +7,9 @@ import pytest
 import jaxinterp as ji
 from jaxinterp import artefacts
 from jaxinterp.cli import training as verb
-from jaxinterp.config import load_config
+from jaxinterp.config import as_dict, load_config
 from jaxinterp.models.nnx import Decoder
-from jaxinterp.training import language_model, recipe
+from jaxinterp.training import corpora, evaluation, recipe
 from jaxinterp.training.recipe import Course, Recipe
 
 TINY = Recipe(
@@ -35,11 +35,13 @@ def folder(tmp_path_factory):
 
 def test_a_trained_folder_is_a_model_that_predicts_as_its_log_says(folder):
     model = ji.load(folder)
-    assert model.require_tokenizer().encode("the dog") == recipe.corpus_tokenizer().encode("the dog")
+    assert model.require_tokenizer().encode("the dog") == corpora.small_language_tokenizer().encode("the dog")
     decoder = Decoder.from_weights(model.architecture, model.weights())
-    rows = recipe.corpus_rows(model.require_tokenizer(), TINY.held_out_texts, TINY.corpus_seed + 1, TINY.context)
+    rows = corpora.small_language_rows(
+        model.require_tokenizer(), TINY.held_out_texts, TINY.corpus_seed + 1, TINY.context
+    )
     log, origin = artefacts.read_table(folder / "training_log.parquet")
-    assert language_model.mean_loss(decoder, rows) == pytest.approx(log["held_out"][-1], abs=2e-3)
+    assert evaluation.mean_loss(decoder, rows) == pytest.approx(log["held_out"][-1], abs=2e-3)
     assert log["loss"][-1] < log["loss"][0] and origin["config"]["name"] == "tiny"
     tree = ji.logits(model, rows[:2, :-1])
     np.testing.assert_allclose(tree, decoder(rows[:2, :-1]), atol=1e-4)
@@ -55,7 +57,7 @@ def test_a_folder_holds_what_made_it(folder):
 
 
 def test_other_seeds_are_other_models():
-    config = recipe.configuration(TINY, recipe.corpus_tokenizer())
+    config = recipe.configuration(TINY, corpora.small_language_tokenizer())
     first, other = (recipe.initial_decoder(dataclasses.replace(TINY, seed=seed), config)[0] for seed in (0, 1))
     assert not np.allclose(first.table["W_E"][...], other.table["W_E"][...])
 
@@ -71,7 +73,7 @@ def test_bad_settings_are_sentences(tmp_path):
 
 
 def test_the_verb_reads_a_recipe_and_writes_the_folder(tmp_path):
-    short = dataclasses.asdict(dataclasses.replace(TINY, course=dataclasses.replace(TINY.course, steps=3)))
+    short = as_dict(dataclasses.replace(TINY, course=dataclasses.replace(TINY.course, steps=3)))
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps(short), encoding="utf-8")
     verb.train(str(file), output=tmp_path / "model")
