@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,8 @@ import numpy as np
 from flax import nnx
 
 from jaxinterp.models.architecture import Architecture
-from jaxinterp.models.blocks import ACTIVATIONS
 from jaxinterp.models.masks import begins, causal_mask, positions_in_text
-from jaxinterp.models.rotary import frequencies, rotate
+from jaxinterp.models.nnx_blocks import attend, block, layer_constants, norm, softcap
 
 _BLOCK = "blocks.{layer}.{name}"
 _STACKED = "blocks.*."
@@ -107,10 +105,38 @@ class Decoder(nnx.Module):
         Returns:
             Logits after any soft cap, float32 `[batch, seq, vocabulary]`.
         """
+        return self.unembed(self.hidden(tokens, mask, documents))
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """Logits after any soft cap, float32 `[..., vocabulary]`, of outputs of the final norm `[..., embedding]`."""
         table = self.table["W_E" if self.architecture.tied else "W_U"][...]
-        hidden = self.hidden(tokens, mask, documents)
-        logits = jnp.einsum("bse,ve->bsv", hidden, table, preferred_element_type=jnp.float32)
-        return _softcap(logits, self.architecture.logit_softcap)
+        logits = jnp.einsum("...e,ve->...v", hidden, table, preferred_element_type=jnp.float32)
+        return softcap(logits, self.architecture.logit_softcap)
+
+    def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """The residual stream in front of the first block.
+
+        Args:
+            tokens: Token ids, int `[batch, seq]`.
+            positions: Position of each token in its text, `[batch, seq]`.
+
+        Returns:
+            Array `[batch, seq, embedding]`.
+        """
+        x = jnp.take(self.table["W_E"][...], tokens, axis=0)
+        x = x * jnp.asarray(self.architecture.embedding_scale, x.dtype)
+        if self.architecture.learned_positions:
+            x = x + jnp.take(self.table["W_pos"][...], positions, axis=0)
+        return x
+
+    def final_norm(self, x: jax.Array) -> jax.Array:
+        """Output of the final norm from the residual stream behind the last block."""
+        return norm(self.architecture, {name: weight[...] for name, weight in self.table.items()}, "ln_final", x)
+
+    def layers(self) -> dict[str, jax.Array]:
+        """Weights and constants of the blocks, each `[layer, ...]`."""
+        weights = {name: weight[...] for name, weight in self.blocks.items()}
+        return weights | {name: jnp.asarray(array) for name, array in layer_constants(self.architecture).items()}
 
     def hidden(self, tokens: jax.Array, mask: jax.Array | None = None, documents: jax.Array | None = None) -> jax.Array:
         """Output of the final norm, the site `ln_final`.
@@ -131,14 +157,10 @@ class Decoder(nnx.Module):
         positions = positions_in_text(mask)
         if documents is not None:
             positions = positions - jax.lax.cummax(jnp.where(begins(documents), positions, 0), axis=1)
-        x = jnp.take(self.table["W_E"][...], tokens, axis=0)
-        x = x * jnp.asarray(architecture.embedding_scale, x.dtype)
-        if architecture.learned_positions:
-            if tokens.shape[1] > architecture.context:
-                raise ValueError(
-                    f"{tokens.shape[1]} tokens exceed the {architecture.context} learned positions; shorten the text"
-                )
-            x = x + jnp.take(self.table["W_pos"][...], positions, axis=0)
+        if architecture.learned_positions and tokens.shape[1] > architecture.context:
+            raise ValueError(
+                f"{tokens.shape[1]} tokens exceed the {architecture.context} learned positions; shorten the text"
+            )
         slots = jnp.arange(tokens.shape[1])
         visible = causal_mask(slots, slots, mask)
         if documents is not None:
@@ -147,12 +169,11 @@ class Decoder(nnx.Module):
 
         def step(x: jax.Array, layer: dict[str, jax.Array]) -> tuple[jax.Array, None]:
             seen = visible & (distance < layer["window"]) if "window" in layer else visible
-            return _block(architecture, layer, x, positions, seen), None
+            return block(architecture, layer, x, positions, lambda q, k, v: (attend(architecture, q, k, v, seen), None))
 
-        layers: dict[str, Any] = {name: weight[...] for name, weight in self.blocks.items()}
-        layers |= _layer_constants(architecture)
-        x, _ = jax.lax.scan(jax.checkpoint(step) if self.remat else step, x, layers)
-        return _norm(architecture, {name: weight[...] for name, weight in self.table.items()}, "ln_final", x)
+        scanned = jax.checkpoint(step) if self.remat else step
+        x, _ = jax.lax.scan(scanned, self.embed(tokens, positions), self.layers())
+        return self.final_norm(x)
 
 
 def to_weights(decoder: Decoder) -> dict[str, jax.Array]:
@@ -221,81 +242,3 @@ def _check(architecture: Architecture, weights: Mapping[str, jax.Array | np.ndar
     ]
     if faults:
         raise ValueError(f"These weights do not make a {architecture.family} decoder: " + "; ".join(faults))
-
-
-def _layer_constants(architecture: Architecture) -> dict[str, np.ndarray]:
-    constants = {}
-    if architecture.ropes:
-        constants["frequencies"] = np.stack([frequencies(rope) for rope in architecture.ropes])
-    if any(window is not None for window in architecture.windows):
-        everything = np.iinfo(np.int32).max
-        constants["window"] = np.array([w or everything for w in architecture.windows], np.int32)
-    return constants
-
-
-def _block(
-    architecture: Architecture, layer: Mapping[str, jax.Array], x: jax.Array, positions: jax.Array, seen: jax.Array
-) -> jax.Array:
-    attended = _attend(architecture, layer, _norm(architecture, layer, "ln_attn", x), positions, seen)
-    if architecture.post_norms:
-        attended = _norm(architecture, layer, "ln_attn_post", attended)
-    middle = x + attended
-    read = x if architecture.parallel else middle
-    mixed = _mlp(architecture, layer, _norm(architecture, layer, "ln_mlp", read))
-    if architecture.post_norms:
-        mixed = _norm(architecture, layer, "ln_mlp_post", mixed)
-    return middle + mixed
-
-
-def _attend(
-    architecture: Architecture, layer: Mapping[str, jax.Array], x: jax.Array, positions: jax.Array, seen: jax.Array
-) -> jax.Array:
-    q, k, v = (_biased(jnp.einsum("bse,hpe->bshp", x, layer[f"W_{c}"]), layer, f"b_{c}") for c in "QKV")
-    if architecture.qk_norm:
-        q = _rms(q, layer["q_norm.w"], architecture)
-        k = _rms(k, layer["k_norm.w"], architecture)
-    if "frequencies" in layer:
-        q, k = (rotate(vectors, positions[..., None], layer["frequencies"]) for vectors in (q, k))
-    groups = architecture.kv_heads
-    q = q.reshape(*q.shape[:2], groups, architecture.heads // groups, architecture.projection)
-    scores = jnp.einsum("bsgqp,btgp->bgqst", q, k, preferred_element_type=jnp.float32) * architecture.attention_scale
-    scores = _softcap(scores, architecture.attention_softcap)
-    # A finite floor, so that a padded query, which sees nothing, has no NaN to leak through gradients.
-    scores = jnp.where(seen[:, None, None], scores, jnp.finfo(scores.dtype).min)
-    pattern = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    z = jnp.einsum("bgqst,btgp->bsgqp", pattern, v)
-    z = z.reshape(*z.shape[:2], architecture.heads, architecture.projection)
-    return _biased(jnp.einsum("bshp,ehp->bse", z, layer["W_O"]), layer, "b_O")
-
-
-def _mlp(architecture: Architecture, layer: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
-    activate = ACTIVATIONS[architecture.activation]
-    units = _biased(jnp.einsum("bse,ne->bsn", x, layer["W_in"]), layer, "b_in")
-    if architecture.gated:
-        units = units * activate(_biased(jnp.einsum("bse,ne->bsn", x, layer["W_gate"]), layer, "b_gate"))
-    else:
-        units = activate(units)
-    return _biased(jnp.einsum("bsn,en->bse", units, layer["W_out"]), layer, "b_out")
-
-
-def _biased(x: jax.Array, layer: Mapping[str, jax.Array], name: str) -> jax.Array:
-    return x + layer[name] if name in layer else x
-
-
-def _softcap(x: jax.Array, cap: float | None) -> jax.Array:
-    return x if cap is None else cap * jnp.tanh(x / cap)
-
-
-def _norm(architecture: Architecture, weights: Mapping[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
-    if architecture.norm == "rms":
-        return _rms(x, weights[f"{name}.w"], architecture)
-    wide = x.astype(jnp.float32)
-    wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + architecture.norm_eps)
-    return (wide * (architecture.norm_offset + weights[f"{name}.w"]) + weights[f"{name}.b"]).astype(x.dtype)
-
-
-def _rms(x: jax.Array, weight: jax.Array, architecture: Architecture) -> jax.Array:
-    wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + architecture.norm_eps)
-    return (wide * (architecture.norm_offset + weight.astype(jnp.float32))).astype(x.dtype)

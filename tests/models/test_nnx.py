@@ -14,6 +14,7 @@ from flax import nnx
 
 from jaxinterp.models.architecture import Architecture, Rope
 from jaxinterp.models.nnx import Decoder, to_weights
+from jaxinterp.models.nnx_decoding import read_next, read_prompt, separate_layers
 
 SIZES: dict[str, Any] = {
     "vocabulary": 37,
@@ -257,3 +258,25 @@ def test_texts_side_by_side_in_a_row_get_the_logits_they_get_alone(architecture)
     for number, text in enumerate(texts, 1):
         np.testing.assert_allclose(together[:, documents[0] == number], decoder(jnp.asarray(text)), atol=1e-5)
     assert np.isfinite(together).all()
+
+
+@ARCHITECTURES
+def test_one_token_at_a_time_gives_the_logits_of_one_pass(architecture):
+    decoder = Decoder(architecture, nnx.Rngs(1))
+    tokens = np.random.default_rng(0).integers(1, 37, size=(3, 14))
+    mask = np.arange(14) >= np.array([[0], [3], [5]])
+    whole = decoder(tokens, mask)
+    layers = separate_layers(decoder)
+    following = jax.jit(lambda memory, token: read_next(decoder, layers, memory, token))
+    logits, memory = read_prompt(decoder, jnp.asarray(tokens[:, :6]), jnp.asarray(mask[:, :6]), slots=15)
+    np.testing.assert_allclose(logits, whole[:, 5], atol=1e-5)
+    for place in range(6, 14):
+        logits, memory = following(memory, tokens[:, place])
+        np.testing.assert_allclose(logits, whole[:, place], atol=1e-5)
+    assert memory.filled == 14 and memory.mask.sum(axis=1).tolist() == [14, 11, 9]
+
+
+def test_a_memory_does_not_outgrow_learned_positions():
+    decoder = Decoder(GPT2, nnx.Rngs(0))
+    with pytest.raises(ValueError, match="exceed the 32 learned positions"):
+        read_prompt(decoder, jnp.ones((1, 4), int), jnp.ones((1, 4), bool), slots=33)

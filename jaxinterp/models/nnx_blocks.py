@@ -1,0 +1,135 @@
+"""The block of the Flax NNX decoder as functions of its weights, for a whole text and for a text that grows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinterp.models.architecture import Architecture
+from jaxinterp.models.blocks import ACTIVATIONS
+from jaxinterp.models.rotary import frequencies, rotate
+
+Kept = TypeVar("Kept")
+Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]]
+"""Queries `[batch, seq, head, projection]`, keys and values `[batch, seq, kv_head, projection]` -> what the heads read
+`[batch, seq, head, projection]`, and anything to keep."""
+
+
+def layer_constants(architecture: Architecture) -> dict[str, np.ndarray]:
+    """What a block has beside weights: rotary `frequencies` and attention `window`, each `[layer, ...]`."""
+    constants = {}
+    if architecture.ropes:
+        constants["frequencies"] = np.stack([frequencies(rope) for rope in architecture.ropes])
+    if any(window is not None for window in architecture.windows):
+        everything = np.iinfo(np.int32).max
+        constants["window"] = np.array([w or everything for w in architecture.windows], np.int32)
+    return constants
+
+
+def block(
+    architecture: Architecture,
+    layer: Mapping[str, jax.Array],
+    x: jax.Array,
+    positions: jax.Array,
+    mix: Mix[Kept],
+) -> tuple[jax.Array, Kept]:
+    """One block.
+
+    Args:
+        architecture: What the decoder is made of.
+        layer: The block's weights and constants, without a layer axis.
+        x: Residual stream, `[batch, seq, embedding]`.
+        positions: Position of each token in its text, `[batch, seq]`.
+        mix: How heads read: `attend` for a whole text, or something that remembers.
+
+    Returns:
+        The residual stream behind the block, and what `mix` keeps.
+    """
+    z, kept = mix(*_queries_keys_values(architecture, layer, norm(architecture, layer, "ln_attn", x), positions))
+    attended = _biased(jnp.einsum("bshp,ehp->bse", z, layer["W_O"]), layer, "b_O")
+    if architecture.post_norms:
+        attended = norm(architecture, layer, "ln_attn_post", attended)
+    middle = x + attended
+    read = x if architecture.parallel else middle
+    mixed = _mlp(architecture, layer, norm(architecture, layer, "ln_mlp", read))
+    if architecture.post_norms:
+        mixed = norm(architecture, layer, "ln_mlp_post", mixed)
+    return middle + mixed, kept
+
+
+def attend(architecture: Architecture, q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> jax.Array:
+    """What heads read in a text.
+
+    Args:
+        architecture: What the decoder is made of.
+        q: Queries, `[batch, seq, head, projection]`.
+        k: Keys, `[batch, kv_seq, kv_head, projection]`.
+        v: Values, the same.
+        seen: Which keys a query sees, bool `[batch, seq, kv_seq]`.
+
+    Returns:
+        Values weighted by attention, `[batch, seq, head, projection]`.
+    """
+    groups = architecture.kv_heads
+    grouped = q.reshape(*q.shape[:2], groups, architecture.heads // groups, architecture.projection)
+    scores = jnp.einsum("bsgqp,btgp->bgqst", grouped, k, preferred_element_type=jnp.float32)
+    pattern = attention_pattern(architecture, scores, seen[:, None, None]).astype(v.dtype)
+    return jnp.einsum("bgqst,btgp->bsgqp", pattern, v).reshape(q.shape)
+
+
+def attention_pattern(architecture: Architecture, products: jax.Array, seen: jax.Array) -> jax.Array:
+    """Attention of queries to keys, the last axis, from their products; `seen` broadcasts against them."""
+    scores = softcap(products * architecture.attention_scale, architecture.attention_softcap)
+    # A finite floor, so that a padded query, which sees nothing, has no NaN to leak through gradients.
+    return jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min), axis=-1)
+
+
+def _queries_keys_values(
+    architecture: Architecture, layer: Mapping[str, jax.Array], x: jax.Array, positions: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q, k, v = (_biased(jnp.einsum("bse,hpe->bshp", x, layer[f"W_{c}"]), layer, f"b_{c}") for c in "QKV")
+    if architecture.qk_norm:
+        q = _rms(q, layer["q_norm.w"], architecture)
+        k = _rms(k, layer["k_norm.w"], architecture)
+    if "frequencies" in layer:
+        q, k = (rotate(vectors, positions[..., None], layer["frequencies"]) for vectors in (q, k))
+    return q, k, v
+
+
+def _mlp(architecture: Architecture, layer: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
+    activate = ACTIVATIONS[architecture.activation]
+    units = _biased(jnp.einsum("bse,ne->bsn", x, layer["W_in"]), layer, "b_in")
+    if architecture.gated:
+        units = units * activate(_biased(jnp.einsum("bse,ne->bsn", x, layer["W_gate"]), layer, "b_gate"))
+    else:
+        units = activate(units)
+    return _biased(jnp.einsum("bsn,en->bse", units, layer["W_out"]), layer, "b_out")
+
+
+def _biased(x: jax.Array, layer: Mapping[str, jax.Array], name: str) -> jax.Array:
+    return x + layer[name] if name in layer else x
+
+
+def softcap(x: jax.Array, cap: float | None) -> jax.Array:
+    """`cap * tanh(x / cap)`, or `x` where there is no cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def norm(architecture: Architecture, weights: Mapping[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
+    """The norm `name` of some weights, computed in float32, in the dtype of `x`."""
+    if architecture.norm == "rms":
+        return _rms(x, weights[f"{name}.w"], architecture)
+    wide = x.astype(jnp.float32)
+    wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + architecture.norm_eps)
+    return (wide * (architecture.norm_offset + weights[f"{name}.w"]) + weights[f"{name}.b"]).astype(x.dtype)
+
+
+def _rms(x: jax.Array, weight: jax.Array, architecture: Architecture) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + architecture.norm_eps)
+    return (wide * (architecture.norm_offset + weight.astype(jnp.float32))).astype(x.dtype)
