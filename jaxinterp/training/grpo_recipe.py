@@ -1,0 +1,215 @@
+"""From a model that plays CountDown to one that has practised it: a start, problems, and what they made of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import shutil
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import polars as pl
+
+from jaxinterp import artefacts
+from jaxinterp.config import as_dict
+from jaxinterp.models import decoder as tree
+from jaxinterp.models.architecture import Architecture
+from jaxinterp.models.language_model import load, save
+from jaxinterp.models.nnx import Decoder, to_weights
+from jaxinterp.tasks import countdown, countdown_problems
+from jaxinterp.tasks.countdown import Problem
+from jaxinterp.tasks.countdown_problems import ProblemSettings
+from jaxinterp.training.checkpoints import Checkpoints
+from jaxinterp.training.practice import CountdownTask, examine
+from jaxinterp.training.reinforcement import Practice, reinforce
+
+_LOG = logging.getLogger(__name__)
+_SHIPPED = 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GrpoRecipe:
+    """Everything that decides what a model becomes by practice."""
+
+    stage: Literal["grpo"] = "grpo"
+    """Practice, rather than learning from texts."""
+    name: str = "countdown-grpo"
+    """Of the model."""
+    start: str = "builtin:countdown-6m-sft"
+    """The model that practises: a source or a folder."""
+    problems: ProblemSettings = dataclasses.field(default_factory=ProblemSettings)
+    """Which problems are drawn."""
+    problems_file: str | None = None
+    """A file with the columns nums and target to take problems from instead; only those of the training split are."""
+    problem_seed: int = 0
+    """Of the problems."""
+    practice: Practice = dataclasses.field(default_factory=Practice)
+    """How it practises."""
+    examined: int = 1024
+    """Problems of the test split that the model solves before and after; 0 for none."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Of the saved weights; practice is in float32."""
+
+
+def train(recipe: GrpoRecipe, folder: str | Path, checkpoints: str | Path | None = None) -> pl.DataFrame:
+    """Lets a model practise and writes it as a Hugging Face folder.
+
+    Beside weights, config and tokenizer the folder holds `recipe.json`, `training_log.parquet`, `examination.parquet`
+    and a model card that is written from them. A run that was ended goes on from its last checkpoint when it is asked
+    for again.
+
+    Args:
+        recipe: Settings.
+        folder: Where to; it appears whole or not at all.
+        checkpoints: Where the checkpoints are meanwhile; by default beside the folder, with "-checkpoints" after its
+            name. They are removed in the end.
+
+    Returns:
+        The log, see `jaxinterp.training.reinforcement.reinforce`.
+
+    Raises:
+        ValueError: The start has no tokenizer, practice failed, the checkpoints are of another recipe, or the folder
+            holds something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        raise ValueError(f"{folder} is not empty and holds no model; choose another folder")
+    start = load(recipe.start)
+    task = CountdownTask(start.require_tokenizer(), recipe.problems, practised_problems(recipe), recipe.problem_seed)
+    decoder = Decoder.from_weights(start.architecture, start.weights())
+    place = Path(checkpoints) if checkpoints else folder.with_name(f"{folder.name}-checkpoints")
+    with contextlib.ExitStack() as stack:
+        kept = stack.enter_context(Checkpoints(place)) if recipe.practice.save_every else None
+        if kept:
+            _follow(recipe, kept)
+        practised, log = reinforce(decoder, task, recipe.practice, kept)
+    weights = {name: jnp.asarray(array, recipe.dtype) for name, array in to_weights(practised).items()}
+    model = dataclasses.replace(start, body=tree.build(start.architecture, weights), source=recipe.name)
+    examination = _examination(recipe, decoder, Decoder.from_weights(model.architecture, weights), task)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as partial:
+        whole, origin = Path(partial) / folder.name, artefacts.provenance(as_dict(recipe), [recipe.start])
+        save(model, whole)
+        artefacts.write_json(as_dict(recipe), whole / "recipe.json")
+        artefacts.write_table(log, whole / "training_log.parquet", origin, csv=False)
+        if recipe.examined:
+            artefacts.write_table(examination, whole / "examination.parquet", origin, csv=False)
+        artefacts.write_text(card(recipe, model.architecture, log, examination), whole / "README.md")
+        if folder.exists():
+            shutil.rmtree(folder)
+        whole.replace(folder)
+    if kept:
+        shutil.rmtree(kept.folder)
+    return log
+
+
+def _follow(recipe: GrpoRecipe, kept: Checkpoints) -> None:
+    """Writes down what the checkpoints follow; raises if those that are there follow something else."""
+    file, settings = kept.folder / "recipe.json", as_dict(recipe)
+    if kept.steps and file.exists():
+        before = artefacts.read_json(file)
+        free = ("practice", "name", "examined", "dtype")
+        changed = [name for name in settings if name not in free and before.get(name) != settings[name]]
+        changed += ["practice.seed"] if before["practice"]["seed"] != recipe.practice.seed else []
+        if changed:
+            raise ValueError(
+                f"{kept.folder} holds checkpoints of another recipe, with other {', '.join(changed)}; remove that "
+                "folder, or choose another output"
+            )
+    artefacts.write_json(settings, file)
+
+
+def practised_problems(recipe: GrpoRecipe) -> list[Problem]:
+    """The training split of the recipe's file of problems; nothing where there is no file.
+
+    Args:
+        recipe: Settings.
+
+    Returns:
+        The problems.
+
+    Raises:
+        ValueError: The file is broken, or no problem in it is of the training split.
+    """
+    if recipe.problems_file is None:
+        return []
+    found = [problem for problem in countdown_problems.read_problems(recipe.problems_file) if problem.split == "train"]
+    if not found:
+        raise ValueError(f"{recipe.problems_file}: none of its problems is of the training split; name a larger file")
+    return found
+
+
+def examined_problems(recipe: GrpoRecipe) -> list[Problem]:
+    """Problems of the test split: the shipped ones, or such as the recipe's settings draw where these are others."""
+    if recipe.problems == ProblemSettings() and recipe.examined <= _SHIPPED:
+        return countdown.eval_problems()[: recipe.examined]
+    return countdown_problems.draw_problems("test", recipe.examined, recipe.problem_seed, recipe.problems)
+
+
+def _examination(recipe: GrpoRecipe, before: Decoder, after: Decoder, task: CountdownTask) -> pl.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for name, decoder in (("start", before), (recipe.name, after)) if recipe.examined else ():
+        for temperature in (0.0, 1.0):
+            _LOG.info("examining %s at temperature %g", name, temperature)
+            _, measures = examine(
+                decoder,
+                task.tokenizer,
+                examined_problems(recipe),
+                temperature=temperature,
+                tokens=recipe.practice.tokens,
+                key=jax.random.key(recipe.practice.seed),
+            )
+            rows.append({"model": name, "temperature": temperature, "problems": recipe.examined, **measures})
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def card(recipe: GrpoRecipe, architecture: Architecture, log: pl.DataFrame, examination: pl.DataFrame) -> str:
+    """A model card.
+
+    Args:
+        recipe: How the model was made.
+        architecture: What it is made of.
+        log: Of its practice.
+        examination: How well the start and the model did; may be empty.
+
+    Returns:
+        Markdown with the front matter of the hub.
+    """
+    numbers = sum(math.prod(sizes.values()) for sizes in architecture.weights().values())
+    practice, first, last = recipe.practice, log.head(10), log.tail(50)
+    made = (
+        f"A decoder of {numbers:,} parameters that plays CountDown. It is {recipe.start} after {log.height} steps of "
+        f"group relative policy optimisation: {practice.prompts} problems a step, {practice.samples} responses to each "
+        f"drawn at temperature {practice.temperature:g} (seed {practice.seed}), in {log['seconds'][-1]:.0f} seconds."
+    )
+    went = [
+        f"{what} from {first[name].mean():{form}} to {last[name].mean():{form}}"
+        for what, name, form in (
+            ("the share of right answers", "correct", ".1%"),
+            ("the entropy of styles within a step, in nats,", "style_entropy", ".3f"),
+            ("the share of responses cut off", "truncated", ".2%"),
+        )
+    ]
+    examined = [
+        f"On {row['problems']:,} problems of the test split, at temperature {row['temperature']:g}, the "
+        f"{'start' if row['model'] == 'start' else 'model'} solves {row['correct']:.1%}, with an entropy of styles of "
+        f"{row['style_entropy']:.3f} nats."
+        for row in examination.iter_rows(named=True)
+    ]
+    files = "`training_log.parquet` and `examination.parquet` hold" if examined else "`training_log.parquet` holds"
+    files += " the numbers. `recipe.json` is all that decided it: `jaxinterp train recipe.json --output FOLDER` trains "
+    paragraphs = [
+        made,
+        f"From the first {first.height} steps to the last {last.height} went {', '.join(went)}.",
+        " ".join(examined),
+        f"{files} the model again.",
+        "The language, the weights and the tokenizer are the work of the jaxinterp authors, Apache License 2.0.",
+    ]
+    filled = "\n\n".join(textwrap.fill(text, 120, break_on_hyphens=False) for text in paragraphs if text)
+    return f"---\nlicense: apache-2.0\n---\n# {recipe.name}\n\n{filled}\n"
