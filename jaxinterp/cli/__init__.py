@@ -33,7 +33,7 @@ _VERBS = (
     *(models.toy, models.random_model, vocabularies.neighbours),
     *(reproductions.experiments, reproductions.run, reproductions.figure, reproductions.check, reproductions.claims),
     *(reproductions.schema, reproductions.report),
-    *(benchmarks.bench, benchmarks.benchmark, benchmarks.benchmark_figure),
+    *(benchmarks.bench, benchmarks.benchmark, benchmarks.benchmark_figure, benchmarks.benchmark_sampling),
     training.train,
 )
 

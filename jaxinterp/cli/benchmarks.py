@@ -74,3 +74,29 @@ def benchmark_figure(*, table: Path, output: Path) -> None:
 
     frame, origin = artefacts.read_table(table)
     artefacts.write_figure(drawing.draw(frame), output, origin)
+
+
+def benchmark_sampling(model: Model, /, *, output: Path, rows: int = 32, new: int = 96) -> None:
+    """Measure how quickly responses are drawn in training, beside a loop that reads the whole text for every token.
+
+    Args:
+        model: A model that plays CountDown.
+        output: The table to write (.parquet; a .csv appears beside it).
+        rows: Problems in the batch, from those that ship with the package.
+        new: Most tokens of a response.
+    """
+    from jaxinterp import artefacts
+    from jaxinterp.models.language_model import load
+    from jaxinterp.models.nnx import Decoder
+    from jaxinterp.tasks.countdown import eval_problems
+    from jaxinterp.training import sampling_speed
+    from jaxinterp.training.practice import row_width
+    from jaxinterp.training.sampling import pad_left
+
+    loaded = load(model)
+    prompts = [loaded.require_tokenizer().encode(problem.prompt) for problem in eval_problems()[:rows]]
+    decoder = Decoder.from_weights(loaded.architecture, loaded.weights())
+    table = sampling_speed.measure(decoder, *pad_left(prompts, row_width(prompts), 0), new)
+    artefacts.write_table(table, output, artefacts.provenance({"rows": rows, "new": new}, [model]))
+    for row in table.iter_rows(named=True):
+        print(f"{row['way']}: {row['tokens_per_second']:,.0f} tokens/s ({row['tokens']} in {row['seconds']:.2f} s)")

@@ -25,10 +25,19 @@ def train(
     """
     from jaxinterp.activations.compilation import keep_compiled_programs
     from jaxinterp.config import load_config
+    from jaxinterp.training import grpo_recipe
     from jaxinterp.training import recipe as recipes
 
     keep_compiled_programs()
-    settings = load_config(recipes.Recipe, recipes.read(recipe), where="recipe")
+    given = recipes.read(recipe)
+    if given.get("stage") == "grpo":
+        practice = load_config(grpo_recipe.GrpoRecipe, given, where="recipe")
+        last = grpo_recipe.train(practice, output, checkpoints).row(-1, named=True)
+        say(
+            f"{practice.name}: {last['step']} steps in {last['seconds']:.0f} s; reward {last['reward']:.3f} -> {output}"
+        )
+        return
+    settings = load_config(recipes.Recipe, given, where="recipe")
     log = recipes.train(settings, output, checkpoints)
     last = log.row(-1, named=True)
     say(

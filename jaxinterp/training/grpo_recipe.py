@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import math
 import shutil
-import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any, Literal
@@ -16,15 +15,15 @@ import jax
 import jax.numpy as jnp
 import polars as pl
 
-from jaxinterp import artefacts
 from jaxinterp.config import as_dict
 from jaxinterp.models import decoder as tree
 from jaxinterp.models.architecture import Architecture
-from jaxinterp.models.language_model import load, save
+from jaxinterp.models.language_model import load
 from jaxinterp.models.nnx import Decoder, to_weights
 from jaxinterp.tasks import countdown, countdown_problems
 from jaxinterp.tasks.countdown import Problem
 from jaxinterp.tasks.countdown_problems import ProblemSettings
+from jaxinterp.training import model_folder
 from jaxinterp.training.checkpoints import Checkpoints
 from jaxinterp.training.practice import CountdownTask, examine
 from jaxinterp.training.reinforcement import Practice, reinforce
@@ -78,51 +77,25 @@ def train(recipe: GrpoRecipe, folder: str | Path, checkpoints: str | Path | None
             holds something else.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
-        raise ValueError(f"{folder} is not empty and holds no model; choose another folder")
+    model_folder.refuse_other_content(folder)
     start = load(recipe.start)
     task = CountdownTask(start.require_tokenizer(), recipe.problems, practised_problems(recipe), recipe.problem_seed)
     decoder = Decoder.from_weights(start.architecture, start.weights())
-    place = Path(checkpoints) if checkpoints else folder.with_name(f"{folder.name}-checkpoints")
+    place, settings = model_folder.checkpoints_beside(folder, checkpoints), as_dict(recipe)
     with contextlib.ExitStack() as stack:
         kept = stack.enter_context(Checkpoints(place)) if recipe.practice.save_every else None
         if kept:
-            _follow(recipe, kept)
+            model_folder.follow(kept, settings, ("practice", "name", "examined", "dtype"), ("practice.seed",))
         practised, log = reinforce(decoder, task, recipe.practice, kept)
     weights = {name: jnp.asarray(array, recipe.dtype) for name, array in to_weights(practised).items()}
     model = dataclasses.replace(start, body=tree.build(start.architecture, weights), source=recipe.name)
     examination = _examination(recipe, decoder, Decoder.from_weights(model.architecture, weights), task)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as partial:
-        whole, origin = Path(partial) / folder.name, artefacts.provenance(as_dict(recipe), [recipe.start])
-        save(model, whole)
-        artefacts.write_json(as_dict(recipe), whole / "recipe.json")
-        artefacts.write_table(log, whole / "training_log.parquet", origin, csv=False)
-        if recipe.examined:
-            artefacts.write_table(examination, whole / "examination.parquet", origin, csv=False)
-        artefacts.write_text(card(recipe, model.architecture, log, examination), whole / "README.md")
-        if folder.exists():
-            shutil.rmtree(folder)
-        whole.replace(folder)
+    tables = {"training_log": log} | ({"examination": examination} if recipe.examined else {})
+    told = card(recipe, model.architecture, log, examination)
+    model_folder.write(folder, model, settings, tables, told, [recipe.start])
     if kept:
         shutil.rmtree(kept.folder)
     return log
-
-
-def _follow(recipe: GrpoRecipe, kept: Checkpoints) -> None:
-    """Writes down what the checkpoints follow; raises if those that are there follow something else."""
-    file, settings = kept.folder / "recipe.json", as_dict(recipe)
-    if kept.steps and file.exists():
-        before = artefacts.read_json(file)
-        free = ("practice", "name", "examined", "dtype")
-        changed = [name for name in settings if name not in free and before.get(name) != settings[name]]
-        changed += ["practice.seed"] if before["practice"]["seed"] != recipe.practice.seed else []
-        if changed:
-            raise ValueError(
-                f"{kept.folder} holds checkpoints of another recipe, with other {', '.join(changed)}; remove that "
-                "folder, or choose another output"
-            )
-    artefacts.write_json(settings, file)
 
 
 def practised_problems(recipe: GrpoRecipe) -> list[Problem]:

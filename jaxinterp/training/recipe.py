@@ -11,7 +11,6 @@ import importlib.resources
 import json
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +18,15 @@ import jax.numpy as jnp
 import polars as pl
 from flax import nnx
 
-from jaxinterp import artefacts
 from jaxinterp.config import as_dict, read_settings
 from jaxinterp.models import decoder as tree
 from jaxinterp.models import families
 from jaxinterp.models.architecture import Architecture
-from jaxinterp.models.language_model import LanguageModel, save
+from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.models.nnx import Decoder, to_weights
 from jaxinterp.tasks.countdown_corpus import CorpusSettings
 from jaxinterp.tasks.tokenizer import Tokenizer
-from jaxinterp.training import card, corpora, language_model, mesh
+from jaxinterp.training import card, corpora, language_model, mesh, model_folder
 from jaxinterp.training.checkpoints import Checkpoints
 from jaxinterp.training.language_model import Course
 
@@ -181,16 +179,17 @@ def train(recipe: Recipe, folder: str | Path, checkpoints: str | Path | None = N
             folder holds something else.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
-        raise ValueError(f"{folder} is not empty and holds no model; choose another folder")
+    model_folder.refuse_other_content(folder)
     tokenizer = corpora.tokenizer(recipe.corpus)
     config = configuration(recipe, tokenizer)
     decoder, architecture = initial_decoder(recipe, config)
     mesh.make(recipe.devices, architecture, recipe.course.rows)
-    place = Path(checkpoints) if checkpoints else folder.with_name(f"{folder.name}-checkpoints")
+    place, settings = model_folder.checkpoints_beside(folder, checkpoints), as_dict(recipe)
     with contextlib.ExitStack() as stack:
         kept = stack.enter_context(Checkpoints(place)) if recipe.course.save_every else None
-        history = _go_on(recipe, kept) if kept else [(0, as_dict(recipe))]
+        history = [(0, settings)]
+        if kept:
+            history = model_folder.follow(kept, settings, ("course", "devices"), ("course.rows", "course.seed"))
         _LOG.info("writing %d texts", recipe.texts)
         corpus = corpora.make(
             recipe.corpus, recipe.documents, recipe.texts, recipe.held_out_texts, recipe.corpus_seed, recipe.context
@@ -212,37 +211,8 @@ def train(recipe: Recipe, folder: str | Path, checkpoints: str | Path | None = N
         tokenizer=tokenizer,
         source=recipe.name,
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as partial:
-        whole = Path(partial) / folder.name
-        save(model, whole)
-        artefacts.write_json(as_dict(recipe), whole / "recipe.json")
-        artefacts.write_table(log, whole / "training_log.parquet", artefacts.provenance(as_dict(recipe)), csv=False)
-        artefacts.write_text(card.write(recipe, architecture, log, history), whole / "README.md")
-        if folder.exists():
-            shutil.rmtree(folder)
-        whole.replace(folder)
+    told = card.write(recipe, architecture, log, history)
+    model_folder.write(folder, model, settings, {"training_log": log}, told)
     if kept:
         shutil.rmtree(kept.folder)
     return log
-
-
-def _go_on(recipe: Recipe, kept: Checkpoints) -> list[tuple[int, dict[str, Any]]]:
-    """The recipes that the checkpoints follow, each with the step from which on, this one being the last of them."""
-    file, settings = kept.folder / "recipes.json", as_dict(recipe)
-    history = [(step, other) for step, other in artefacts.read_json(file)] if kept.steps and file.exists() else []
-    if not history:
-        history = [(0, settings)]
-    elif (before := history[-1][1]) != settings:
-        changed = [
-            name for name in settings if name not in ("course", "devices") and before.get(name) != settings[name]
-        ]
-        changed += [f"course.{name}" for name in ("rows", "seed") if before["course"][name] != settings["course"][name]]
-        if changed:
-            raise ValueError(
-                f"{kept.folder} holds checkpoints of another recipe, with other {', '.join(changed)}; remove that "
-                "folder, or choose another output"
-            )
-        history = [entry for entry in history if entry[0] < kept.steps[-1]] + [(kept.steps[-1], settings)]
-    artefacts.write_json(history, file)
-    return history

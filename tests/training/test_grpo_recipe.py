@@ -6,11 +6,11 @@ import pytest
 
 import jaxinterp as ji
 from jaxinterp import artefacts
-from jaxinterp.config import as_dict, load_config
-from jaxinterp.models.sources import builtin_names
+from jaxinterp.config import load_config
 from jaxinterp.tasks import countdown
 from jaxinterp.tasks.countdown_problems import ProblemSettings
 from jaxinterp.training import grpo_recipe
+from jaxinterp.training import recipe as recipes
 from jaxinterp.training.grpo_recipe import GrpoRecipe
 from jaxinterp.training.reinforcement import Practice
 
@@ -76,15 +76,15 @@ def test_problems_come_from_a_file_of_which_only_the_training_split_is_practised
 
 def test_the_test_split_is_examined():
     assert grpo_recipe.examined_problems(GrpoRecipe(examined=20)) == countdown.eval_problems()[:20]
-    assert {problem.split for problem in grpo_recipe.examined_problems(dataclasses.replace(TINY, examined=5))} == {"test"}
+    assert {problem.split for problem in grpo_recipe.examined_problems(dataclasses.replace(TINY, examined=5))} == {
+        "test"
+    }
 
 
 @pytest.mark.parametrize("name", ["countdown-smoke-grpo", "countdown-6m-grpo"])
 def test_shipped_recipes_are_settings(name):
-    text = artefacts.read_json(grpo_recipe.shipped(name))
-    recipe = load_config(GrpoRecipe, text)
-    assert recipe.name == name and as_dict(recipe)["stage"] == "grpo"
-    assert "countdown-6m-sft" in builtin_names()
+    recipe = load_config(GrpoRecipe, recipes.read(name))
+    assert recipe.name == name and recipe.stage == "grpo"
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):

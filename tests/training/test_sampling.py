@@ -67,7 +67,11 @@ def test_tokens_are_drawn_as_often_as_they_are_probable(decoder):
     tokens, mask = pad_left([[5, 6]] * 4000, 2, 0)
     drawn = sample(decoder, tokens, mask, 1, key=jax.random.key(0))
     share = np.bincount(drawn.tokens[:, 0], minlength=13) / 4000
-    chance = np.bincount(drawn.tokens[:, 0], np.exp(drawn.log_probabilities[:, 0]), minlength=13) / np.maximum(share, 1e-9) / 4000
+    chance = (
+        np.bincount(drawn.tokens[:, 0], np.exp(drawn.log_probabilities[:, 0]), minlength=13)
+        / np.maximum(share, 1e-9)
+        / 4000
+    )
     np.testing.assert_allclose(share, chance, atol=0.03)
     assert chance.sum() == pytest.approx(1, abs=0.02) and share.max() < 0.9
 
