@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from jaxinterp.cli.arguments import Many, Model
+from jaxinterp.cli.arguments import Many, Model, load_model
 
 
 def bench(model: Model, /, *, output: Path) -> None:
@@ -86,14 +86,13 @@ def benchmark_sampling(model: Model, /, *, output: Path, rows: int = 32, new: in
         new: Most tokens of a response.
     """
     from jaxinterp import artefacts
-    from jaxinterp.models.language_model import load
     from jaxinterp.models.nnx import Decoder
     from jaxinterp.tasks.countdown import eval_problems
     from jaxinterp.training import sampling_speed
     from jaxinterp.training.practice import row_width
     from jaxinterp.training.sampling import pad_left
 
-    loaded = load(model)
+    loaded = load_model(model)
     prompts = [loaded.require_tokenizer().encode(problem.prompt) for problem in eval_problems()[:rows]]
     decoder = Decoder.from_weights(loaded.architecture, loaded.weights())
     table = sampling_speed.measure(decoder, *pad_left(prompts, row_width(prompts), 0), new)

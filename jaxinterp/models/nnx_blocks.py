@@ -50,7 +50,7 @@ def block(
         The residual stream behind the block, and what `mix` keeps.
     """
     z, kept = mix(*_queries_keys_values(architecture, layer, norm(architecture, layer, "ln_attn", x), positions))
-    attended = _biased(jnp.einsum("bshp,ehp->bse", z, layer["W_O"]), layer, "b_O")
+    attended = _biased(_product(layer["W_O"], z.reshape(*z.shape[:2], -1)), layer, "b_O")
     if architecture.post_norms:
         attended = norm(architecture, layer, "ln_attn_post", attended)
     middle = x + attended
@@ -91,7 +91,8 @@ def attention_pattern(architecture: Architecture, products: jax.Array, seen: jax
 def _queries_keys_values(
     architecture: Architecture, layer: Mapping[str, jax.Array], x: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    q, k, v = (_biased(jnp.einsum("bse,hpe->bshp", x, layer[f"W_{c}"]), layer, f"b_{c}") for c in "QKV")
+    heads = (*x.shape[:2], -1, architecture.projection)
+    q, k, v = (_biased(_product(layer[f"W_{c}"], x).reshape(heads), layer, f"b_{c}") for c in "QKV")
     if architecture.qk_norm:
         q = _rms(q, layer["q_norm.w"], architecture)
         k = _rms(k, layer["k_norm.w"], architecture)
@@ -102,12 +103,17 @@ def _queries_keys_values(
 
 def _mlp(architecture: Architecture, layer: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
     activate = ACTIVATIONS[architecture.activation]
-    units = _biased(jnp.einsum("bse,ne->bsn", x, layer["W_in"]), layer, "b_in")
+    units = _biased(_product(layer["W_in"], x), layer, "b_in")
     if architecture.gated:
-        units = units * activate(_biased(jnp.einsum("bse,ne->bsn", x, layer["W_gate"]), layer, "b_gate"))
+        units = units * activate(_biased(_product(layer["W_gate"], x), layer, "b_gate"))
     else:
         units = activate(units)
-    return _biased(jnp.einsum("bsn,en->bse", units, layer["W_out"]), layer, "b_out")
+    return _biased(_product(layer["W_out"], units), layer, "b_out")
+
+
+def _product(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """A matrix times vectors; one whose axes are heads is taken as flat, since XLA turns it around otherwise."""
+    return jnp.einsum("bsi,oi->bso", x, weight.reshape(-1, x.shape[-1]))
 
 
 def _biased(x: jax.Array, layer: Mapping[str, jax.Array], name: str) -> jax.Array:

@@ -49,7 +49,7 @@ def test_what_is_asked_is_a_function_of_the_step(task):
 def test_a_model_that_can_is_found_to(model):
     decoder = Decoder.from_weights(model.architecture, model.weights())
     problems = [problem for problem in countdown.eval_problems() if len(problem.numbers) == 3][:5]
-    table, measures = examine(decoder, model.require_tokenizer(), problems, tokens=200, rows=4)
+    table, measures = examine(decoder, model.require_tokenizer(), problems, tokens=400, rows=4)
     assert table["reward"].to_list() == [1.0] * 5 and table["style"].unique().to_list() == ["this works"]
     assert measures["correct"] == 1.0 and measures["accepted_true"] == 1.0 and table["tokens"].min() > 40
     assert countdown.score(table["response"][0], problems[0]) == 1.0

@@ -40,7 +40,7 @@ def test_a_planted_task_is_learned_and_the_log_says_how(decoder):
     _, log = reinforce(decoder, Echo(), PRACTICE)
     assert log["step"].to_list() == list(range(1, 31))
     assert log["reward"][:3].mean() < 0.2 and log["reward"][-3:].mean() > 0.8
-    assert log["kl"][0] == pytest.approx(0, abs=1e-4) and log["kl"][-1] > 0.5
+    assert log["kl"][0] < 0.05 and log["kl"][-1] > 0.5
     assert log["dead_groups"][0] < 0.2 and log["length"].is_between(1, 6).all() and log["seconds"].is_sorted()
     assert {"clipped", "loss", "gradient_norm", "sampling", "judging", "updating", "tokens_per_second"} <= {
         *log.columns
