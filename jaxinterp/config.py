@@ -105,7 +105,7 @@ def read_settings(text: str) -> dict[str, Any]:
     if not inline and not Path(text).is_file():
         raise ValueError(f"--config {text}: neither JSON nor an existing file; give '{{\"key\": value}}' or a path.")
     try:
-        value = yaml.safe_load(text if inline else Path(text).read_text(encoding="utf-8"))
+        value = _parsed(text if inline else Path(text).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(
             f"--config {text}: cannot be read as YAML or JSON ({' '.join(str(error).split())})."
@@ -113,6 +113,14 @@ def read_settings(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"--config {text}: holds a {type(value).__name__}; settings are a mapping of keys to values.")
     return value
+
+
+def _parsed(text: str) -> Any:
+    """JSON, or else YAML, to which a number such as 5e-5 is a string."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return yaml.safe_load(text)
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def test_keys_are_checked_inside_lists_and_mappings():
 
 
 def test_settings_from_json_and_from_a_file(tmp_path):
-    assert read_settings('{"a": [1, 2.5]}') == {"a": [1, 2.5]}
+    assert read_settings('{"a": [1, 2.5], "b": 5e-05}') == {"a": [1, 2.5], "b": 5e-5}
     (tmp_path / "s.yaml").write_text("a: 1\n")
     assert read_settings(str(tmp_path / "s.yaml")) == {"a": 1}
     for text, what in [("nowhere.yaml", "neither JSON nor an existing file"), ("{", "cannot be read")]:

@@ -112,6 +112,8 @@ def reinforce(
         ValueError: The loss is no longer a number, a prompt leaves no room for a response, or a checkpoint is of
             another model or cannot be written. What was saved last is kept.
     """
+    if checkpoints is not None and practice.save_every < 1:
+        raise ValueError(f"save_every is {practice.save_every}, but there are checkpoints to save; raise it")
     graph, reference = nnx.split(decoder)
     weights = jax.tree.map(jnp.copy, reference)
     state = {

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,15 @@ from jaxinterp.models.nnx import Decoder
 from jaxinterp.training import grpo
 from jaxinterp.training.grpo import Experience, Rule
 
-SIZES = {"vocabulary": 11, "embedding": 8, "layers": 1, "heads": 2, "kv_heads": 1, "projection": 4, "neurons": 16}
+SIZES: dict[str, Any] = {
+    "vocabulary": 11,
+    "embedding": 8,
+    "layers": 1,
+    "heads": 2,
+    "kv_heads": 1,
+    "projection": 4,
+    "neurons": 16,
+}
 RULE = Rule(clip=0.2, kl=0.3, temperature=0.8)
 RATE = optax.sgd(1.0)
 

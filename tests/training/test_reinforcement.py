@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +11,15 @@ from jaxinterp.models.nnx import Decoder
 from jaxinterp.training.checkpoints import Checkpoints
 from jaxinterp.training.reinforcement import Practice, reinforce
 
-SIZES = {"vocabulary": 9, "embedding": 16, "layers": 1, "heads": 2, "kv_heads": 1, "projection": 8, "neurons": 32}
+SIZES: dict[str, Any] = {
+    "vocabulary": 9,
+    "embedding": 16,
+    "layers": 1,
+    "heads": 2,
+    "kv_heads": 1,
+    "projection": 8,
+    "neurons": 32,
+}
 PRACTICE = Practice(steps=30, prompts=8, samples=8, tokens=22, learning_rate=2e-2, rows=32, updates=2, save_every=2)
 
 
@@ -94,7 +103,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_state(decoder, tmp_path):
     assert log["step"].to_list() == [1, 2, 3]
 
 
-def test_bad_settings_are_sentences(decoder):
+def test_bad_settings_are_sentences(decoder, tmp_path):
     for change, match in (
         ({"samples": 1}, "nothing to compare"),
         ({"updates": 3}, "do not divide 8 prompts"),
@@ -106,3 +115,5 @@ def test_bad_settings_are_sentences(decoder):
             dataclasses.replace(PRACTICE, **change)
     with pytest.raises(ValueError, match="no room for a response"):
         reinforce(decoder, Echo(), dataclasses.replace(PRACTICE, tokens=16))
+    with pytest.raises(ValueError, match="save_every is 0"):
+        _kept(decoder, Echo(), dataclasses.replace(PRACTICE, save_every=0), tmp_path)
