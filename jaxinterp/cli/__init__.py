@@ -34,7 +34,7 @@ _VERBS = (
     *(reproductions.experiments, reproductions.run, reproductions.figure, reproductions.check, reproductions.claims),
     *(reproductions.schema, reproductions.report),
     *(benchmarks.bench, benchmarks.benchmark, benchmarks.benchmark_figure, benchmarks.benchmark_sampling),
-    training.train,
+    *(training.train, training.training_figure),
 )
 
 

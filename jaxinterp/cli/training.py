@@ -44,3 +44,19 @@ def train(
         f"{settings.name}: {last['tokens']:,} tokens in {last['seconds']:.0f} s; {last['held_out']:.3f} nats per token "
         f"of other texts -> {output}"
     )
+
+
+def training_figure(
+    models: Annotated[Positional[tuple[Path, ...]], arg(metavar="MODEL ...")], /, *, output: Path
+) -> None:
+    """Draw how models were trained, from the logs in their folders.
+
+    Args:
+        models: Folders that `train` wrote, all of supervised training or all of practice.
+        output: The figure to write (.svg).
+    """
+    from jaxinterp import artefacts
+    from jaxinterp.figures import training_log
+
+    logs = {folder.name: artefacts.read_table(folder / "training_log.parquet")[0] for folder in models}
+    artefacts.write_figure(training_log.draw(logs), output, artefacts.provenance(models=[str(path) for path in models]))
