@@ -74,11 +74,33 @@ def attend(architecture: Architecture, q: jax.Array, k: jax.Array, v: jax.Array,
     Returns:
         Values weighted by attention, `[batch, seq, head, projection]`.
     """
-    groups = architecture.kv_heads
-    grouped = q.reshape(*q.shape[:2], groups, architecture.heads // groups, architecture.projection)
-    scores = jnp.einsum("bsgqp,btgp->bgqst", grouped, k, preferred_element_type=jnp.float32)
-    pattern = attention_pattern(architecture, scores, seen[:, None, None]).astype(v.dtype)
-    return jnp.einsum("bgqst,btgp->bsgqp", pattern, v).reshape(q.shape)
+    texts, seq, _, projection = q.shape
+    queries = q.reshape(texts, seq, architecture.kv_heads, -1, projection).transpose(0, 2, 3, 1, 4)
+    keys, values = (vectors.transpose(0, 2, 1, 3) for vectors in (k, v))
+
+    def read(queries: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> jax.Array:
+        flat = queries.reshape(-1, projection)
+        products = jnp.einsum("np,tp->nt", flat, keys, preferred_element_type=jnp.float32)
+        pattern = attention_pattern(architecture, products.reshape(-1, *seen.shape), seen).astype(values.dtype)
+        return jnp.einsum("nt,tp->np", pattern.reshape(products.shape), values).reshape(queries.shape)
+
+    at_once = jax.vmap(jax.vmap(read, in_axes=(0, 0, 0, None)))
+    z = jax.lax.platform_dependent(queries, keys, values, seen, cpu=_in_turn(read), default=at_once)
+    return z.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+def _in_turn(read: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Heads that share keys, one text after the other, so that scores stay in a processor's cache.
+
+    A gradient computes scores again rather than fetch them from memory.
+    """
+    again = jax.checkpoint(read)
+
+    def text(given: tuple[jax.Array, ...]) -> jax.Array:
+        *vectors, seen = given
+        return jax.lax.map(lambda group: again(*group, seen), tuple(vectors))
+
+    return lambda *given: jax.lax.map(text, given)
 
 
 def attention_pattern(architecture: Architecture, products: jax.Array, seen: jax.Array) -> jax.Array:
@@ -112,8 +134,9 @@ def _mlp(architecture: Architecture, layer: Mapping[str, jax.Array], x: jax.Arra
 
 
 def _product(weight: jax.Array, x: jax.Array) -> jax.Array:
-    """A matrix times vectors; one whose axes are heads is taken as flat, since XLA turns it around otherwise."""
-    return jnp.einsum("bsi,oi->bso", x, weight.reshape(-1, x.shape[-1]))
+    """A matrix times vectors, both taken as flat: with more axes XLA turns weights and gradients around on the CPU."""
+    flat = jnp.einsum("ni,oi->no", x.reshape(-1, x.shape[-1]), weight.reshape(-1, x.shape[-1]))
+    return flat.reshape(*x.shape[:-1], -1)
 
 
 def _biased(x: jax.Array, layer: Mapping[str, jax.Array], name: str) -> jax.Array:

@@ -93,7 +93,7 @@ def test_a_stray_run_keeps_its_last_checkpoint_and_says_how_to_go_on(decoder, ro
             )
         assert checkpoints.steps == (4, 8)
         _, log = language_model.train(decoder, rows, course, checkpoints=checkpoints)
-    assert log["step"].to_list() == list(range(2, 21, 2)) and np.isfinite(log["loss"]).all()
+    assert log["step"].to_list() == list(range(2, 21, 2)) and log["loss"].is_finite().all()
 
 
 def test_checkpoints_of_another_run_are_a_sentence(decoder, rows, tmp_path):
@@ -111,10 +111,10 @@ def test_checkpoints_of_another_run_are_a_sentence(decoder, rows, tmp_path):
 
 def test_only_responses_are_learned_and_documents_do_not_see_each_other(decoder):
     documents = [([1, 2, 3, number], [number, 5, 6]) for number in range(7, 15)]
-    course = Course(steps=80, rows=2, learning_rate=1e-2, warm_up=5, log_every=40)
+    course = Course(steps=120, rows=2, learning_rate=1e-2, warm_up=5, log_every=40)
     rows = pack_documents(documents * 4, 27)
     trained, log = language_model.train(decoder, rows, course, held_out=rows)
-    assert log["held_out"][-1] < 0.1 and log["tokens"][-1] < 80 * 2 * 27
+    assert log["held_out"][-1] < 0.1 and log["tokens"][-1] < 120 * 2 * 27
     alone = pack_documents(documents[:1], 6)
     assert evaluation.predictions(trained, alone)[0, 3:].tolist() == [7, 5, 6]
     prompts = np.array([[1, 2, 3, 8]], np.int32)
