@@ -155,7 +155,8 @@ def card(recipe: GrpoRecipe, architecture: Architecture, log: pl.DataFrame, exam
         Markdown with the front matter of the hub.
     """
     numbers = sum(math.prod(sizes.values()) for sizes in architecture.weights().values())
-    practice, first, last = recipe.practice, log.head(10), log.tail(50)
+    half = max(log.height // 2, 1)
+    practice, first, last = recipe.practice, log.head(min(10, half)), log.tail(min(50, half))
     made = (
         f"A decoder of {numbers:,} parameters that plays CountDown. It is {recipe.start} after {log.height} steps of "
         f"group relative policy optimisation: {practice.prompts} problems a step, {practice.samples} responses to each "
@@ -165,24 +166,31 @@ def card(recipe: GrpoRecipe, architecture: Architecture, log: pl.DataFrame, exam
         f"{what} from {first[name].mean():{form}} to {last[name].mean():{form}}"
         for what, name, form in (
             ("the share of right answers", "correct", ".1%"),
-            ("the entropy of styles within a step, in nats,", "style_entropy", ".3f"),
+            ("the entropy of styles within a step", "style_entropy", ".3f"),
             ("the share of responses cut off", "truncated", ".2%"),
         )
     ]
     examined = [
-        f"On {row['problems']:,} problems of the test split, at temperature {row['temperature']:g}, the "
-        f"{'start' if row['model'] == 'start' else 'model'} solves {row['correct']:.1%}, with an entropy of styles of "
-        f"{row['style_entropy']:.3f} nats."
-        for row in examination.iter_rows(named=True)
+        f"On {before['problems']:,} problems of the test split, at temperature {before['temperature']:g}, the start "
+        f"solves {before['correct']:.1%} and this model {after['correct']:.1%}; the entropy of their styles is "
+        f"{before['style_entropy']:.3f} and {after['style_entropy']:.3f} nats."
+        for before, after in zip(*(part.to_dicts() for part in _halves(examination)), strict=True)
     ]
     files = "`training_log.parquet` and `examination.parquet` hold" if examined else "`training_log.parquet` holds"
-    files += " the numbers. `recipe.json` is all that decided it: `jaxinterp train recipe.json --output FOLDER` trains "
+    files += " the numbers. `recipe.json` is all that decided it: `jaxinterp train recipe.json --output FOLDER` trains"
+    span = f"Between the first {first.height} steps and the last {last.height} went"
     paragraphs = [
         made,
-        f"From the first {first.height} steps to the last {last.height} went {', '.join(went)}.",
+        f"{span} {went[0]}, {went[1]} (in nats), and {went[2]}.",
         " ".join(examined),
         f"{files} the model again.",
         "The language, the weights and the tokenizer are the work of the jaxinterp authors, Apache License 2.0.",
     ]
     filled = "\n\n".join(textwrap.fill(text, 120, break_on_hyphens=False) for text in paragraphs if text)
     return f"---\nlicense: apache-2.0\n---\n# {recipe.name}\n\n{filled}\n"
+
+
+def _halves(examination: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows of the start and of the model, in one order."""
+    half = examination.height // 2
+    return examination.head(half), examination.tail(half)
