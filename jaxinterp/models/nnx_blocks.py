@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -94,7 +95,7 @@ def _in_turn(read: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     A gradient computes scores again rather than fetch them from memory.
     """
-    again = jax.checkpoint(read)
+    again = _not_kept(read)
 
     def text(given: tuple[jax.Array, ...]) -> jax.Array:
         *vectors, seen = given
@@ -116,8 +117,8 @@ def _queries_keys_values(
     heads = (*x.shape[:2], -1, architecture.projection)
     q, k, v = (_biased(_product(layer[f"W_{c}"], x).reshape(heads), layer, f"b_{c}") for c in "QKV")
     if architecture.qk_norm:
-        q = _rms(q, layer["q_norm.w"], architecture)
-        k = _rms(k, layer["k_norm.w"], architecture)
+        q = _rms(architecture, q, layer["q_norm.w"])
+        k = _rms(architecture, k, layer["k_norm.w"])
     if "frequencies" in layer:
         q, k = (rotate(vectors, positions[..., None], layer["frequencies"]) for vectors in (q, k))
     return q, k, v
@@ -127,7 +128,8 @@ def _mlp(architecture: Architecture, layer: Mapping[str, jax.Array], x: jax.Arra
     activate = ACTIVATIONS[architecture.activation]
     units = _biased(_product(layer["W_in"], x), layer, "b_in")
     if architecture.gated:
-        units = units * activate(_biased(_product(layer["W_gate"], x), layer, "b_gate"))
+        gates = _biased(_product(layer["W_gate"], x), layer, "b_gate")
+        units = _not_kept(lambda units, gates: units * activate(gates))(units, gates)
     else:
         units = activate(units)
     return _biased(_product(layer["W_out"], units), layer, "b_out")
@@ -137,6 +139,11 @@ def _product(weight: jax.Array, x: jax.Array) -> jax.Array:
     """A matrix times vectors, both taken as flat: with more axes XLA turns weights and gradients around on the CPU."""
     flat = jnp.einsum("ni,oi->no", x.reshape(-1, x.shape[-1]), weight.reshape(-1, x.shape[-1]))
     return flat.reshape(*x.shape[:-1], -1)
+
+
+def _not_kept(cheap: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The same function, whose intermediate values a gradient computes again: fetching them would take longer."""
+    return jax.checkpoint(cheap, prevent_cse=False)
 
 
 def _biased(x: jax.Array, layer: Mapping[str, jax.Array], name: str) -> jax.Array:
@@ -151,14 +158,14 @@ def softcap(x: jax.Array, cap: float | None) -> jax.Array:
 def norm(architecture: Architecture, weights: Mapping[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
     """The norm `name` of some weights, computed in float32, in the dtype of `x`."""
     if architecture.norm == "rms":
-        return _rms(x, weights[f"{name}.w"], architecture)
+        return _not_kept(functools.partial(_rms, architecture))(x, weights[f"{name}.w"])
     wide = x.astype(jnp.float32)
     wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + architecture.norm_eps)
     return (wide * (architecture.norm_offset + weights[f"{name}.w"]) + weights[f"{name}.b"]).astype(x.dtype)
 
 
-def _rms(x: jax.Array, weight: jax.Array, architecture: Architecture) -> jax.Array:
+def _rms(architecture: Architecture, x: jax.Array, weight: jax.Array) -> jax.Array:
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + architecture.norm_eps)
     return (wide * (architecture.norm_offset + weight.astype(jnp.float32))).astype(x.dtype)

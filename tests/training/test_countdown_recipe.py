@@ -12,7 +12,7 @@ from jaxinterp.tasks import countdown_corpus
 from jaxinterp.tasks.countdown_corpus import CorpusSettings
 from jaxinterp.tasks.countdown_problems import ProblemSettings
 from jaxinterp.tasks.tokenizer import Tokenizer
-from jaxinterp.training import corpora, countdown_rows, recipe
+from jaxinterp.training import corpora, countdown_rows, model_folder, recipe
 from jaxinterp.training.language_model import Course
 from jaxinterp.training.recipe import Recipe
 
@@ -80,7 +80,7 @@ def test_accuracies_know_right_from_wrong():
 
 def test_a_run_that_was_stopped_goes_on_to_the_folder_of_one_that_was_not(tmp_path, monkeypatch):
     through = recipe.train(TINY, tmp_path / "through")
-    monkeypatch.setattr(recipe, "save", _fail)
+    monkeypatch.setattr(model_folder, "save", _fail)
     with pytest.raises(OSError, match="planted"):
         recipe.train(dataclasses.replace(TINY, course=dataclasses.replace(TINY.course, stop=4)), tmp_path / "model")
     assert not (tmp_path / "model").exists() and (tmp_path / "model-checkpoints" / "4").exists()
