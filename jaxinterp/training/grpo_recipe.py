@@ -8,6 +8,7 @@ import logging
 import math
 import shutil
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from jaxinterp.models.nnx import Decoder, to_weights
 from jaxinterp.tasks import countdown, countdown_problems
 from jaxinterp.tasks.countdown import Problem
 from jaxinterp.tasks.countdown_problems import ProblemSettings
+from jaxinterp.tasks.tokenizer import Tokenizer
 from jaxinterp.training import model_folder
 from jaxinterp.training.checkpoints import Checkpoints
 from jaxinterp.training.practice import CountdownTask, examine
@@ -73,13 +75,14 @@ def train(recipe: GrpoRecipe, folder: str | Path, checkpoints: str | Path | None
         The log, see `jaxinterp.training.reinforcement.reinforce`.
 
     Raises:
-        ValueError: The start has no tokenizer, practice failed, the checkpoints are of another recipe, or the folder
-            holds something else.
+        ValueError: The start has no tokenizer, there are not so many problems to examine, practice failed, the
+            checkpoints are of another recipe, or the folder holds something else.
     """
     folder = Path(folder)
     model_folder.refuse_other_content(folder)
     start = load(recipe.start)
     task = CountdownTask(start.require_tokenizer(), recipe.problems, practised_problems(recipe), recipe.problem_seed)
+    asked = examined_problems(recipe)
     decoder = Decoder.from_weights(start.architecture, start.weights())
     place, settings = model_folder.checkpoints_beside(folder, checkpoints), as_dict(recipe)
     with contextlib.ExitStack() as stack:
@@ -89,7 +92,9 @@ def train(recipe: GrpoRecipe, folder: str | Path, checkpoints: str | Path | None
         practised, log = reinforce(decoder, task, recipe.practice, kept)
     weights = {name: jnp.asarray(array, recipe.dtype) for name, array in to_weights(practised).items()}
     model = dataclasses.replace(start, body=tree.build(start.architecture, weights), source=recipe.name)
-    examination = _examination(recipe, decoder, Decoder.from_weights(model.architecture, weights), task)
+    examination = _examination(
+        recipe, decoder, Decoder.from_weights(model.architecture, weights), task.tokenizer, asked
+    )
     tables = {"training_log": log} | ({"examination": examination} if recipe.examined else {})
     told = card(recipe, model.architecture, log, examination)
     model_folder.write(folder, model, settings, tables, told, [recipe.start])
@@ -125,20 +130,23 @@ def examined_problems(recipe: GrpoRecipe) -> list[Problem]:
     return countdown_problems.draw_problems("test", recipe.examined, recipe.problem_seed, recipe.problems)
 
 
-def _examination(recipe: GrpoRecipe, before: Decoder, after: Decoder, task: CountdownTask) -> pl.DataFrame:
+def _examination(
+    recipe: GrpoRecipe, before: Decoder, after: Decoder, tokenizer: Tokenizer, asked: Sequence[Problem]
+) -> pl.DataFrame:
     rows: list[dict[str, Any]] = []
-    for name, decoder in (("start", before), (recipe.name, after)) if recipe.examined else ():
+    for name, decoder in (("start", before), (recipe.name, after)) if asked else ():
         for temperature in (0.0, 1.0):
             _LOG.info("examining %s at temperature %g", name, temperature)
             _, measures = examine(
                 decoder,
-                task.tokenizer,
-                examined_problems(recipe),
+                tokenizer,
+                asked,
                 temperature=temperature,
                 tokens=recipe.practice.tokens,
+                rows=min(128, len(asked)),
                 key=jax.random.key(recipe.practice.seed),
             )
-            rows.append({"model": name, "temperature": temperature, "problems": recipe.examined, **measures})
+            rows.append({"model": name, "temperature": temperature, "problems": len(asked), **measures})
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
