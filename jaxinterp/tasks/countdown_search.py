@@ -190,8 +190,8 @@ def miss(problem: Problem, draw: random.Random) -> str:
     Returns:
         An expression whose value is not the target.
 
-    >>> {countdown.evaluate(miss(Problem((7, 5), 35), random.Random(seed))) == 35 for seed in range(30)}
-    {False}
+    >>> "*" in " ".join(miss(Problem((7, 5), 35), random.Random(seed)) for seed in range(30))
+    False
     """
     with_lead = leads(problem.numbers) if draw.random() < 0.125 else ()
     kinds = (

@@ -18,7 +18,7 @@ def test_a_small_model_learns_to_tell_true_from_false(tmp_path):
     assert log["loss"][-1] < log["loss"][0] / 5
     assert not (tmp_path / "model-checkpoints").exists()
     model = ji.load(tmp_path / "model")
-    problems = draw_problems("test", 128, 0, smoke.documents.problems)
+    problems = draw_problems("test", 20, 0, smoke.documents.problems)
     learned = Decoder.from_weights(model.architecture, model.weights())
     for temperature in (0.0, 1.0):
         _, measured = examine(
