@@ -2,10 +2,11 @@ import jax
 import pytest
 
 import jaxinterp as ji
+from jaxinterp import artefacts
 from jaxinterp.config import load_config
 from jaxinterp.models.nnx import Decoder
 from jaxinterp.tasks.countdown_problems import draw_problems
-from jaxinterp.training import recipe
+from jaxinterp.training import grpo_recipe, recipe
 from jaxinterp.training.practice import examine
 
 
@@ -31,3 +32,20 @@ def test_a_small_model_learns_to_tell_true_from_false(tmp_path):
         )
         assert min(measured["accepted_true"], measured["rejected_true"]) > 0.95
         assert measured["template"] > 0.9
+
+
+@pytest.mark.slow
+def test_practice_raises_the_reward_of_a_model_that_learned_too_little(tmp_path):
+    """The shipped smoke recipes, the first of them ended early: two minutes on one core."""
+    begun = recipe.read("countdown-smoke")
+    begun["course"] |= {"stop": 300, "save_every": 0}
+    recipe.train(load_config(recipe.Recipe, begun), tmp_path / "start")
+    practised = load_config(
+        grpo_recipe.GrpoRecipe, recipe.read("countdown-smoke-grpo") | {"start": str(tmp_path / "start")}
+    )
+    log = grpo_recipe.train(practised, tmp_path / "model")
+    assert log["reward"][-10:].mean() > log["reward"][:10].mean() + 0.1
+    assert log["kl"][0] < 0.01 < log["kl"][-1]
+    examination, _ = artefacts.read_table(tmp_path / "model" / "examination.parquet")
+    start, model = (examination.filter(model=name)["reward"].mean() for name in ("start", practised.name))
+    assert model > start
