@@ -17,6 +17,7 @@ NEURONS = "neurons"
 VOCABULARY = "vocabulary"
 CONTEXT = "context"
 COMPONENT = "component"
+RANK = "rank"
 WORLDS = "worlds"
 
 _STREAM = (BATCH, SEQ, EMBEDDING)

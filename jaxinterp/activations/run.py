@@ -24,6 +24,7 @@ from jaxinterp.interventions.edit import Edit
 from jaxinterp.models.blocks import Decoder
 from jaxinterp.models.decoder import side_inputs
 from jaxinterp.models.language_model import LanguageModel, check_tokens
+from jaxinterp.models.low_rank import align_low_rank
 from jaxinterp.sites.cache import Cache
 from jaxinterp.sites.selectors import Site
 from jaxinterp.sites.taps import Address, align_edits
@@ -146,8 +147,8 @@ def prepare(model: LanguageModel, inputs: Inputs, mask: Any = None) -> tuple[np.
 
 
 def compiled_form(body: pz.nn.Layer) -> pz.nn.Layer:
-    """The tree as it is compiled: edits at one layer of a site become neutral ones at its other layers."""
-    return align_edits(body, lambda edit: edit.neutral() if isinstance(edit, Edit) else None)
+    """The tree as it is compiled: edits at one layer of a site or weight become neutral ones at the other layers."""
+    return align_edits(align_low_rank(body), lambda edit: edit.neutral() if isinstance(edit, Edit) else None)
 
 
 def bucket(length: int, most: int | None = None) -> int:

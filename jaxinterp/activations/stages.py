@@ -26,6 +26,7 @@ from jaxinterp.activations.metrics import Measure, apply_measure
 from jaxinterp.activations.state import Save
 from jaxinterp.models.blocks import Decoder
 from jaxinterp.models.decoder import side_inputs
+from jaxinterp.models.low_rank import LowRank
 from jaxinterp.sites.taps import Tap, attach
 
 NamedArray = pz.nx.NamedArray
@@ -96,7 +97,7 @@ def without_names(node: Any, old: Any = None, done: Any = None) -> Any:
         alike = isinstance(old, list | tuple) and len(old) == len(node)
         pairs = list(zip(cast("Any", old), done, strict=True)) if alike else [(None, None)] * len(node)
         return type(node)(without_names(child, *pair) for child, pair in zip(node, pairs, strict=True))
-    if isinstance(node, pz.nn.Layer):
+    if isinstance(node, pz.nn.Layer | LowRank):
         alike = type(old) is type(node)
         children = {}
         for field in dataclasses.fields(cast("Any", node)):

@@ -8,7 +8,7 @@ attention's output (Gemma), its share under the denominator of that very run.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxinterp import axes
 from jaxinterp.activations.state import Save
 from jaxinterp.analysis.graph import EdgeGraph
 from jaxinterp.models import blocks
+from jaxinterp.models.low_rank import Weight, contract
 from jaxinterp.sites.taps import Tap
 
 NamedArray: TypeAlias = pz.nx.NamedArray
@@ -98,7 +99,7 @@ def attend(
         z=dataclasses.replace(core.z, edits=(*core.z.edits, Save(z, None))),
     )
     whole = core(pz.nx.wrap(q[0], *STREAM), **inputs)
-    parts = pz.nn.contract(axes.PROJECTION, z.value, core.output.value)
+    parts = contract(axes.PROJECTION, z.value, core.output)
     if core.bias is not None:
         parts = parts + core.bias.value / len(q)
     for layer in branch.after:
@@ -116,7 +117,7 @@ def _project(layers: pz.nn.Layer, stream: NamedArray, inputs: dict[str, Any]) ->
     assert isinstance(layers, pz.nn.Sequential)
     linear, *rest = layers.sublayers
     assert isinstance(linear, pz.nn.Linear)
-    projected = pz.nn.contract(axes.EMBEDDING, stream, linear.weights.value)
+    projected = contract(axes.EMBEDDING, stream, cast(Weight, linear.weights))
     return pz.nn.Sequential(rest)(projected, **inputs)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import math
+from typing import Any
 
 import treescope
 from penzai import pz
 
 from jaxinterp.models.language_model import EmbeddingTable, LanguageModel
+from jaxinterp.models.low_rank import LowRank, find_low_rank
 from jaxinterp.sites import taps
 
 _HEAD = """<!doctype html>
@@ -29,7 +31,7 @@ _HEAD = """<!doctype html>
 
 
 def model_page(model: LanguageModel) -> str:
-    """The tree of a model; where taps hold edits, boxes mark them and the tree is unfolded down to them.
+    """The tree of a model; where taps or weights hold edits, boxes mark them and the tree is unfolded down to them.
 
     Args:
         model: The model.
@@ -37,17 +39,21 @@ def model_page(model: LanguageModel) -> str:
     Returns:
         A self-contained HTML document.
     """
-    edited = taps.edited_taps(model.body)
-    places = ", ".join(f"<code>{taps.describe([address])}</code>" for address in edited)
+    edited = [taps.describe([address]) for address in taps.edited_taps(model.body)] + list(find_low_rank(model.body))
+    places = ", ".join(f"<code>{place}</code>" for place in edited)
     text = f"Edited at {places}; the boxes below mark where." if edited else "No edits."
     with treescope.active_autovisualizer.set_scoped(treescope.ArrayAutovisualizer()):
         if edited:
-            marked = pz.select(model.body).at_instances_of(taps.Tap).where(lambda tap: bool(tap.edits))
+            marked = pz.select(model.body).at_subtrees_where(_is_edited)
             tree = treescope.lowering.render_to_html_as_root(marked.__treescope_root_repr__(), compressed=True)
         else:
             tree = treescope.render_to_html(model.body, ignore_exceptions=True)
     head = _HEAD.format(title=html.escape(model.source), facts=html.escape(_facts(model)), edits=text)
     return f"{head}{tree}\n</div></body></html>\n"
+
+
+def _is_edited(node: Any) -> bool:
+    return isinstance(node, LowRank) or (isinstance(node, taps.Tap) and bool(node.edits))
 
 
 def _facts(model: LanguageModel) -> str:

@@ -8,12 +8,18 @@ from typing import Any
 
 from jaxinterp import artefacts, axes
 from jaxinterp.interventions.ablate import ablate
+from jaxinterp.interventions.lora_files import load_lora
 from jaxinterp.interventions.project import project
 from jaxinterp.interventions.steer import steer
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.sites import positions, selectors
 
-_EDITS: dict[str, Callable[..., LanguageModel]] = {"ablate": ablate, "steer": steer, "project": project}
+_EDITS: dict[str, Callable[..., LanguageModel]] = {
+    "ablate": ablate,
+    "steer": steer,
+    "project": project,
+    "load_lora": load_lora,
+}
 
 
 def _array(path: str, name: str) -> Any:
@@ -35,8 +41,8 @@ _WORDS: dict[str, Callable[..., Any]] = {
 def apply_edit(model: LanguageModel, text: str) -> LanguageModel:
     """Applies an edit written as a call without the model, such as `ablate(head(4, 5), method="zero")`.
 
-    Only the edits `ablate`, `steer` and `project`, selectors, positions, literals and `array(path, name)`, an array of
-    a safetensors file, can stand in it; nothing else is evaluated.
+    Only the edits `ablate`, `steer`, `project` and `load_lora`, selectors, positions, literals and `array(path, name)`,
+    an array of a safetensors file, can stand in it; nothing else is evaluated.
 
     Args:
         model: The model; it stays as it is.

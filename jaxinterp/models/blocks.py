@@ -22,6 +22,7 @@ from penzai import pz
 from jaxinterp import axes
 from jaxinterp.models import rotary
 from jaxinterp.models.architecture import Activation, Rope
+from jaxinterp.models.low_rank import Weight, contract
 from jaxinterp.sites.taps import Tap
 
 NamedArray: TypeAlias = pz.nx.NamedArray
@@ -140,7 +141,7 @@ class Attention(pz.nn.Layer):
     pattern: Tap
     z: Tap
     head_out: Tap
-    output: pz.ParameterValue
+    output: Weight
     bias: pz.ParameterValue | None  # pyright: ignore[reportGeneralTypeIssues]  # a class decorator hides the class
     scale: float = _static()
     softcap: float | None = _static()
@@ -162,11 +163,11 @@ class Attention(pz.nn.Layer):
         z = pz.nx.nmap(_weigh)(pattern.untag(axes.HEAD, axes.SEQ, axes.KV_SEQ), v)
         z = self.z(z.tag(axes.SEQ, axes.HEAD, axes.PROJECTION), **side_inputs)
         if self.head_out.edits:
-            parts = pz.nn.contract(axes.PROJECTION, z, self.output.value)
+            parts = contract(axes.PROJECTION, z, self.output)
             parts = self.head_out(parts, **side_inputs)
             out = pz.nx.nmap(jnp.sum)(parts.untag(axes.HEAD))
         else:
-            out = pz.nn.contract((axes.HEAD, axes.PROJECTION), z, self.output.value)
+            out = contract((axes.HEAD, axes.PROJECTION), z, self.output)
         return out if self.bias is None else out + self.bias.value
 
 

@@ -111,26 +111,44 @@ class SafetensorsCheckpoint:
         Raises:
             ValueError: If there is no such tensor, it is not floating point, or it holds a NaN or an infinity.
         """
-        file, shape = self._file(key), self._shapes[key]
-        out = np.empty(shape, np.float32)
-        count, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
-        rows = out.reshape(count, width)
-        step = max(1, BLOCK_ELEMENTS // max(1, width))
-        with _open(file) as tensors:
-            stored = tensors.get_slice(key)
-            if stored.get_dtype() not in _FLOATS:
-                raise ValueError(f"{file}: tensor {key!r} is stored as {stored.get_dtype()}, not as one of {_FLOATS}")
-            for start in range(0, count, step):
-                stop = min(start + step, count)
-                block = stored[start:stop] if shape else tensors.get_tensor(key)
-                refuse_nonfinite(block, key, file)
-                rows[start:stop] = block.reshape(stop - start, width)
-        return out
+        return _read_tensor(self._file(key), key, self._shapes[key])
 
     def _file(self, key: str) -> Path:
         if key not in self._files:
             raise ValueError(f"{self.path} has no tensor {key!r}: it has {len(self._files)}, see `keys()`")
         return self._files[key]
+
+
+def read_tensors(file: Path) -> dict[str, np.ndarray]:
+    """Reads all tensors of one safetensors file.
+
+    Args:
+        file: The file.
+
+    Returns:
+        Name -> owned float32 array.
+
+    Raises:
+        ValueError: If the file is damaged, or a tensor is not floating point or holds a NaN or an infinity.
+    """
+    return {key: _read_tensor(file, key, shape) for key, shape in _read_shapes(file).items()}
+
+
+def _read_tensor(file: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    out = np.empty(shape, np.float32)
+    count, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+    rows = out.reshape(count, width)
+    step = max(1, BLOCK_ELEMENTS // max(1, width))
+    with _open(file) as tensors:
+        stored = tensors.get_slice(key)
+        if stored.get_dtype() not in _FLOATS:
+            raise ValueError(f"{file}: tensor {key!r} is stored as {stored.get_dtype()}, not as one of {_FLOATS}")
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            block = stored[start:stop] if shape else tensors.get_tensor(key)
+            refuse_nonfinite(block, key, file)
+            rows[start:stop] = block.reshape(stop - start, width)
+    return out
 
 
 def _weight_files(folder: Path) -> Mapping[Path, set[str] | None]:
