@@ -51,7 +51,7 @@ def lora(
     `jaxinterp.training.adapters.train_lora`. Keys and values have their own, smaller weights where queries share them.
 
     `model.weights()` are the frozen ones, edits aside, and so is what `ji.save`, `ji.W_OV` and their like see of them;
-    for the changed weights, `ji.merge` first.
+    for the changed weights, `ji.merge_lora` first.
 
     Args:
         model: The model; it stays as it is.
@@ -147,7 +147,7 @@ def sides(architecture: Architecture, name: str) -> tuple[dict[str, int], dict[s
     return dict(sizes[:-inputs]), dict(sizes[-inputs:])
 
 
-def merge(model: LanguageModel) -> LanguageModel:
+def merge_lora(model: LanguageModel) -> LanguageModel:
     """Adds all low-rank terms to the weights that they stand beside.
 
     Args:

@@ -213,8 +213,8 @@ def _setting(module: str, config: Mapping[str, Any], pattern: str, default: str)
 
 
 def _factors_of(weight: LowRank) -> Factors:
-    arrays = (np.asarray(array.data_array) for array in (weight.down, weight.up))
-    return Factors(*arrays, float(np.asarray(weight.scale.data_array)))
+    down, up, scale = (np.asarray(array.data_array) for array in (weight.down, weight.up, weight.scale))
+    return Factors(down, up, float(scale))
 
 
 def _find_family(model: LanguageModel) -> families.Family:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, cast
 
 import jax
@@ -52,7 +52,7 @@ class LowRank(pz.Struct):
         return "#e0524d"
 
 
-Weight: TypeAlias = pz.ParameterValue | LowRank
+Weight: TypeAlias = pz.ParameterValue | LowRank  # pyright: ignore[reportGeneralTypeIssues]  # a decorator hides the class
 
 
 def contract(over: str | Sequence[str], x: NamedArray, weight: Weight) -> NamedArray:
@@ -158,23 +158,18 @@ def align_low_rank(body: pz.nn.Layer) -> pz.nn.Layer:
         first = alike.setdefault(kind, weight)
         if first is not None and (isinstance(weight.base, LowRank) or _rank(weight) != _rank(first)):
             alike[kind] = None
-    examples = {kind: _neutral(weight) for kind, weight in alike.items() if weight is not None}
-    return _with_neutral(body, examples) if examples else body
+    neutral: dict[str, LowRank] = {}
 
-
-def _with_neutral(body: pz.nn.Layer, examples: Mapping[str, LowRank]) -> pz.nn.Layer:
     def fill(weight: Weight) -> Weight:
-        example = examples.get(_leaf(name_of(weight)))
+        kind = _leaf(name_of(weight))
+        example = alike.get(kind)
         if example is None or isinstance(weight, LowRank):
             return weight
-        return dataclasses.replace(example, base=weight)
+        if kind not in neutral:
+            neutral[kind] = jax.tree.map(jnp.zeros_like, dataclasses.replace(example, base=None))
+        return dataclasses.replace(neutral[kind], base=weight)
 
-    return exchange_weights(body, fill)
-
-
-def _neutral(weight: LowRank) -> LowRank:
-    zeros = pz.nx.nmap(jnp.zeros_like)
-    return LowRank(None, zeros(weight.down), zeros(weight.up), zeros(weight.scale))
+    return exchange_weights(body, fill) if alike else body
 
 
 def _rank(weight: LowRank) -> int:

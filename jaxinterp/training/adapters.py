@@ -57,7 +57,8 @@ def train_lora(
         (mean since the last row), `gradient_norm` and `seconds`.
 
     Raises:
-        ValueError: The model has no low-rank edits, or the loss is no longer a number.
+        ValueError: The model has no low-rank edits, the loss is no longer a number, or a checkpoint is of another run
+            or cannot be written.
 
     References:
         Hu et al., 2021, "LoRA: low-rank adaptation of large language models", arXiv:2106.09685.
@@ -90,6 +91,8 @@ def train_lora(
         losses, norms = [], []
         if checkpoints is not None:
             checkpoints.save(done, (numbers, state))
+    if checkpoints is not None:
+        checkpoints.wait()
     return with_lora_numbers(model, numbers), pl.DataFrame(log, schema=_COLUMNS)
 
 
@@ -101,7 +104,7 @@ def _step(
     numbers: Numbers,
     state: Any,
     batch: Any,
-) -> tuple[Numbers, Any, jax.Array, jax.Array]:
+) -> tuple[Any, Any, jax.Array, jax.Array]:
     """One step; the tree is an argument, so that the weights are not written into the program."""
 
     def of_numbers(now: Numbers) -> jax.Array:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -12,33 +11,31 @@ from safetensors.numpy import load_file, save_file
 
 import jaxinterp as ji
 from jaxinterp.interventions.expression import apply_edit
-from jaxinterp.interventions.lora import lora, lora_numbers, with_lora_numbers
+from jaxinterp.interventions.lora import lora_numbers
 from jaxinterp.interventions.lora_files import load_lora, save_lora
-from jaxinterp.models.low_rank import MATRICES
 from jaxinterp.models.toy import toy
+from tests.interventions.moved_weights import moved
 from tests.models import reference
 
 FUSED = {"gpt2": "attn.c_attn", "gpt_neox": "attention.query_key_value"}
 SMALL = toy("llama", num_hidden_layers=2)
+CONFIGS = dict(reference.tiny_configs())
 TOKENS = np.array([[3, 1, 4, 1, 5, 9]])
 
 
-def moved(model, targets=None, layers=None, **settings):
-    """A model with low-rank edits whose numbers are all random."""
-    own = [name for name in MATRICES if name in model.architecture.block_weights()]
-    edited = lora(model, targets or own, layers, **{"rank": 2, "alpha": 3.0, "key": jax.random.key(0)} | settings)
-    random = np.random.default_rng(0)
-    draw = lambda array: jnp.asarray(0.3 * random.normal(size=array.shape), jnp.float32)
-    return with_lora_numbers(edited, jax.tree.map(draw, lora_numbers(edited)))
+def shallow(name):
+    """One of the reference models, with one block."""
+    keys = {key: value for key, value in CONFIGS[name].to_dict().items() if key != "layer_types"}
+    return reference.build(type(CONFIGS[name]).from_dict(keys | {"num_hidden_layers": 1}), seed=1)
 
 
 def stored(folder):
     return json.loads((folder / "adapter_config.json").read_text()), load_file(folder / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize(("targets", "layers"), [(None, None), (("W_K", "W_O", "W_out"), [1])])
+@pytest.mark.parametrize(("targets", "layers"), [((), None), (("W_K", "W_O", "W_out"), [1])])
 def test_what_is_saved_is_loaded_again(tmp_path, targets, layers):
-    edited = moved(SMALL, targets, layers)
+    edited = moved(SMALL, *targets, layers=layers)
     save_lora(edited, tmp_path / "adapter")
     again = load_lora(SMALL, tmp_path / "adapter")
     assert jax.tree.structure(again.body) == jax.tree.structure(edited.body)
@@ -49,7 +46,7 @@ def test_what_is_saved_is_loaded_again(tmp_path, targets, layers):
 
 
 def test_the_files_have_the_names_and_shapes_of_peft(tmp_path):
-    save_lora(moved(SMALL, ("W_K", "W_O")), tmp_path)
+    save_lora(moved(SMALL, "W_K", "W_O"), tmp_path)
     config, tensors = stored(tmp_path)
     assert (config["peft_type"], config["r"], config["lora_alpha"], config["bias"]) == ("LORA", 2, 3.0, "none")
     assert config["target_modules"] == ["self_attn.k_proj", "self_attn.o_proj"] and not config["fan_in_fan_out"]
@@ -58,20 +55,20 @@ def test_the_files_have_the_names_and_shapes_of_peft(tmp_path):
     assert tensors[f"{block}k_proj.lora_A.weight"].shape == (2, 32)
     assert tensors[f"{block}k_proj.lora_B.weight"].shape == (16, 2)
     assert len(tensors) == 8
-    save_lora(moved(SMALL, ["W_K"], [1]), tmp_path)
+    save_lora(moved(SMALL, "W_K", layers=[1]), tmp_path)
     config, tensors = stored(tmp_path)
     assert config["target_modules"] == ["model.layers.1.self_attn.k_proj"] and len(tensors) == 2
 
 
 @pytest.mark.parametrize("family", FUSED)
-@pytest.mark.parametrize("targets", [None, ("W_Q", "W_V", "W_in")])
+@pytest.mark.parametrize("targets", [(), ("W_Q", "W_V", "W_in")])
 def test_queries_keys_and_values_stored_as_one_are_joined_and_split(tmp_path, family, targets):
-    model = toy(family, **{"n_layer" if family == "gpt2" else "num_hidden_layers": 2})
-    edited = moved(model, targets)
+    model = toy(family, **{"n_layer" if family == "gpt2" else "num_hidden_layers": 1})
+    edited = moved(model, *targets)
     save_lora(edited, tmp_path / "once")
     config, tensors = stored(tmp_path / "once")
     ranks = {name: array.shape[0] for name, array in tensors.items() if name.endswith(f"{FUSED[family]}.lora_A.weight")}
-    assert set(ranks.values()) == {6 if targets is None else 4} and len(ranks) == 2
+    assert set(ranks.values()) == {4 if targets else 6} and len(ranks) == 1
     assert config["fan_in_fan_out"] is (family == "gpt2")
     again = load_lora(model, tmp_path / "once")
     expected = ji.logits(edited, TOKENS)
@@ -83,7 +80,7 @@ def test_queries_keys_and_values_stored_as_one_are_joined_and_split(tmp_path, fa
 
 
 def test_weights_of_other_ranks_and_factors_are_told_apart(tmp_path):
-    edited = moved(moved(SMALL, ["W_Q", "W_in"]), ["W_V"], rank=3, alpha=12.0)
+    edited = moved(moved(SMALL, "W_Q", "W_in"), "W_V", rank=3, alpha=12.0)
     save_lora(edited, tmp_path)
     config, _ = stored(tmp_path)
     module = "model.layers.0.self_attn.v_proj"
@@ -92,7 +89,7 @@ def test_weights_of_other_ranks_and_factors_are_told_apart(tmp_path):
 
 
 def test_transformers_with_the_products_added_by_hand(tmp_path):
-    theirs = reference.build(dict(reference.tiny_configs())["gpt2-tied"], seed=1)
+    theirs = shallow("gpt2-tied")
     ours = ji.load(reference.save(theirs, tmp_path / "model"))
     edited = moved(ours)
     save_lora(edited, tmp_path / "adapter")
@@ -112,7 +109,7 @@ def test_transformers_with_the_products_added_by_hand(tmp_path):
 )
 def test_peft_reads_what_we_save_and_we_what_it_saves(tmp_path, name):
     peft = pytest.importorskip("peft")
-    theirs = reference.build(dict(reference.tiny_configs())[name], seed=1)
+    theirs = shallow(name)
     ours = ji.load(reference.save(theirs, tmp_path / "model"))
     tokens = np.random.default_rng(0).integers(0, 90, (2, 8))
     edited = moved(ours)
@@ -145,7 +142,7 @@ KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     [
         (
             {"config": {"base_model_name_or_path": "org/other"}},
-            "is an adapter of org/other, but this model is toy:llama",
+            "is an adapter of org/other, but this model is toy",
         ),
         ({"config": {"peft_type": "LOHA"}}, "peft_type must be LORA"),
         ({"config": {"use_dora": True}}, "use_dora = True is not supported; merge the adapter with PEFT"),
@@ -167,14 +164,14 @@ KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     ],
 )
 def test_a_wrong_adapter_is_one_sentence(tmp_path, spoilt, sentence):
-    save_lora(moved(SMALL, ["W_Q"]), tmp_path)
+    save_lora(moved(SMALL, "W_Q"), tmp_path)
     spoil(tmp_path, **spoilt)
     with pytest.raises(ValueError, match=sentence):
         load_lora(SMALL, tmp_path)
 
 
 def test_an_adapter_of_another_model_is_refused_even_under_its_name(tmp_path):
-    save_lora(moved(SMALL, ["W_Q"]), tmp_path)
+    save_lora(moved(SMALL, "W_Q"), tmp_path)
     wide = toy("llama", num_hidden_layers=2, hidden_size=40)
     with pytest.raises(ValueError, match=r"does not fit toy:llama:0: lora_A of .* has shape \[2, 32\] instead of"):
         load_lora(wide, tmp_path, any_base=True)
@@ -185,7 +182,7 @@ def test_an_adapter_of_another_model_is_refused_even_under_its_name(tmp_path):
 
 
 def test_a_revision_of_the_hub_is_kept_apart_from_the_name(tmp_path):
-    hub = dataclasses.replace(moved(SMALL, ["W_Q"]), source="hf:org/name@abc")
+    hub = dataclasses.replace(moved(SMALL, "W_Q"), source="hf:org/name@abc")
     save_lora(hub, tmp_path)
     config, _ = stored(tmp_path)
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/name", "abc")
@@ -193,13 +190,13 @@ def test_a_revision_of_the_hub_is_kept_apart_from_the_name(tmp_path):
 
 
 def test_what_cannot_be_saved_is_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match="blocks.0.W_Q has several low-rank edits"):
-        save_lora(moved(moved(SMALL, ["W_Q"]), ["W_Q"]), tmp_path / "new")
+    with pytest.raises(ValueError, match=r"blocks.0.W_Q has several low-rank edits"):
+        save_lora(moved(moved(SMALL, "W_Q"), "W_Q"), tmp_path / "new")
     with pytest.raises(ValueError, match="has no low-rank edit"):
         save_lora(SMALL, tmp_path / "new")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty and holds no adapter"):
-        save_lora(moved(SMALL, ["W_Q"]), tmp_path)
+        save_lora(moved(SMALL, "W_Q"), tmp_path)
     with pytest.raises(ValueError, match="there is no such file"):
         load_lora(SMALL, tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))

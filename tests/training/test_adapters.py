@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.interventions.lora import lora, lora_numbers, merge
+from jaxinterp.interventions.lora import lora, lora_numbers, merge_lora
 from jaxinterp.models.language_model import with_weights
 from jaxinterp.models.toy import toy
 from jaxinterp.training.adapters import differentiable_logits, next_token_loss, train_lora
@@ -57,7 +57,7 @@ def test_a_planted_change_of_rank_2_is_found_with_rank_2_and_not_with_rank_1(pla
         left[rank] = distance(trained, teacher) / apart
         assert log["step"].to_list() == [100, 200, 300, 400] and log["loss"][-1] < log["loss"][0]
     assert left[2] < 0.01 < 0.1 < left[1]
-    found = np.asarray(merge(trained).weights()[NAME] - BASE.weights()[NAME])
+    found = np.asarray(merge_lora(trained).weights()[NAME] - BASE.weights()[NAME])
     np.testing.assert_allclose(found, change, atol=0.05 * np.abs(change).max())
 
 
