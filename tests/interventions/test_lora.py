@@ -124,22 +124,18 @@ def test_generation_with_a_cache_is_that_of_the_merged_model():
     np.testing.assert_array_equal(generation.tokens, logits[:, -5:-1].argmax(-1))
 
 
-def test_a_sweep_over_its_layers_and_one_of_edits_on_it():
+def test_a_sweep_over_its_layers_and_over_heads_of_a_model_that_has_one():
     def metric(logits):
         return logits[:, 7] - logits[:, 3]
 
-    def effect(model):
-        return metric(ji.run(model, TEXTS)[0][:, -1])
-
-    layers = ji.grid(lambda lm, layer: moved(lm, "W_O", "W_gate", layers=[layer]), layer=range(2))
-    table = ji.sweep(MODEL, TEXTS, layers, metric, progress=False)
-    expected = np.concatenate([effect(moved(MODEL, "W_O", "W_gate", layers=[layer])) for layer in range(2)])
-    np.testing.assert_allclose(table["value"], expected, atol=1e-5)
-    np.testing.assert_allclose(table["clean"][:2], effect(MODEL), atol=1e-5)
-    heads = ji.grid(lambda lm, head: ji.ablate(lm, ji.head(1, head)), head=range(4))
-    on_it = ji.sweep(MOVED, TEXTS, heads, metric, progress=False)
-    expected = np.concatenate([effect(ji.ablate(MERGED, ji.head(1, head))) for head in range(4)])
-    np.testing.assert_allclose(on_it["value"], expected, atol=1e-5)
+    base = moved(MODEL, "W_Q", "W_V")
+    cells = ji.grid(lambda lm, layer: moved(lm, "W_O", layers=[layer]), layer=range(2))
+    cells += ji.grid(lambda lm, head: ji.ablate(lm, ji.head(1, head)), head=range(4))
+    table = ji.sweep(base, TEXTS, cells, metric, progress=False)
+    expected = [metric(ji.run(merge_lora(cell.edit(base)), TEXTS)[0][:, -1]) for cell in cells]
+    np.testing.assert_allclose(table["value"], np.concatenate(expected), atol=1e-5)
+    np.testing.assert_allclose(table["clean"][:2], metric(ji.run(merge_lora(base), TEXTS)[0][:, -1]), atol=1e-5)
+    assert (np.abs(table["effect"]) > 1e-3).all()
 
 
 def test_moving_it_to_another_layer_compiles_nothing_new():
