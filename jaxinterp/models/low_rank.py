@@ -111,30 +111,26 @@ def find_low_rank(body: pz.nn.Layer) -> dict[str, LowRank]:
     return found
 
 
-def exchange_weights(body: pz.nn.Layer, change: Callable[[Weight], Weight]) -> pz.nn.Layer:
+def exchange_weights(node: Any, change: Callable[[Weight], Weight]) -> Any:
     """Exchanges weights of a tree.
 
     Args:
-        body: Model tree; it is left as it was.
+        node: Model tree, or a part of one; it is left as it was.
         change: Weight -> what shall stand there; weights that are to stay are returned as they are.
 
     Returns:
-        A tree that shares everything else with `body`.
+        A tree that shares everything else with `node`.
     """
-    return _exchange(body, change)
-
-
-def _exchange(node: Any, change: Callable[[Weight], Weight]) -> Any:
     if isinstance(node, pz.ParameterValue | LowRank):
         return change(node)
     if isinstance(node, list | tuple):
-        children = [_exchange(child, change) for child in node]
+        children = [exchange_weights(child, change) for child in node]
         same = all(new is old for new, old in zip(children, node, strict=True))
         return node if same else type(node)(children)
     if isinstance(node, Tap) or not isinstance(node, pz.nn.Layer):
         return node
     old = {field.name: getattr(node, field.name) for field in dataclasses.fields(cast("Any", node))}
-    new = {name: _exchange(child, change) for name, child in old.items()}
+    new = {name: exchange_weights(child, change) for name, child in old.items()}
     if all(new[name] is child for name, child in old.items()):
         return node
     if isinstance(node, pz.nn.Linear):

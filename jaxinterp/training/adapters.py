@@ -57,8 +57,8 @@ def train_lora(
         (mean since the last row), `gradient_norm` and `seconds`.
 
     Raises:
-        ValueError: The model has no low-rank edits, the loss is no longer a number, or a checkpoint is of another run
-            or cannot be written.
+        ValueError: The model has no low-rank edits, the loss or its gradient is no longer a number, or a checkpoint is
+            of another run or cannot be written.
 
     References:
         Hu et al., 2021, "LoRA: low-rank adaptation of large language models", arXiv:2106.09685.
@@ -70,6 +70,8 @@ def train_lora(
     kept = None if checkpoints is None else checkpoints.restore((numbers, state))
     if kept is not None:
         first, (numbers, state) = kept
+        if first > steps:
+            raise ValueError(f"the checkpoint is of step {first}, but {steps} steps are asked for; ask for more")
     step = jax.jit(functools.partial(_step, model, loss, rule), donate_argnums=(1, 2))
     log: list[dict[str, float]] = []
     losses, norms, started = [], [], time.monotonic()
@@ -80,14 +82,15 @@ def train_lora(
         done = number + 1
         if done % log_every and done != steps:
             continue
-        mean = float(jnp.stack(losses).mean())
-        if not math.isfinite(mean):
+        row = {"step": done, "loss": float(jnp.stack(losses).mean()), "gradient_norm": float(jnp.stack(norms).mean())}
+        good = done - len(losses)
+        if not math.isfinite(row["loss"] + row["gradient_norm"]):
+            left = f"the checkpoint of step {good} is kept" if checkpoints and good else "the model passed is unchanged"
             raise ValueError(
-                f"the loss is no longer a number between steps {done - len(losses)} and {done}; the model that was "
-                "passed is unchanged. Lower the learning rate, or clip the gradient with optax.clip_by_global_norm"
+                f"the loss or its gradient is no longer a number between steps {good} and {done}; {left}. Lower the "
+                "learning rate, or clip the gradient with optax.clip_by_global_norm, and run it again"
             )
-        seconds, norm = time.monotonic() - started, float(jnp.stack(norms).mean())
-        log.append({"step": done, "loss": mean, "gradient_norm": norm, "seconds": seconds})
+        log.append(row | {"seconds": time.monotonic() - started})
         losses, norms = [], []
         if checkpoints is not None:
             checkpoints.save(done, (numbers, state))

@@ -97,10 +97,28 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path):
         train_lora(student, steps=4, checkpoints=checkpoints, **settings)
     with Checkpoints(tmp_path / "states") as checkpoints:
         resumed, log = train_lora(student, steps=8, checkpoints=checkpoints, **settings)
+        with pytest.raises(ValueError, match="the checkpoint is of step 8, but 4 steps are asked for"):
+            train_lora(student, steps=4, checkpoints=checkpoints, **settings)
         again, nothing = train_lora(student, steps=8, checkpoints=checkpoints, **settings)
     assert log["step"].to_list() == [8] and nothing.is_empty()
     for other in (resumed, again):
         jax.tree.map(np.testing.assert_array_equal, lora_numbers(other), lora_numbers(whole))
+
+
+def test_a_run_that_fails_keeps_its_last_good_checkpoint(tmp_path):
+    class Spoilt(Cycle):
+        def __getitem__(self, step):
+            return (BATCHES[0], np.float32(1.0 if step < 3 else np.nan))
+
+    def loss(model, batch):
+        return next_token_loss(model, batch[0]) * batch[1]
+
+    student = lora(BASE, rank=2, key=jax.random.key(0))
+    with Checkpoints(tmp_path / "states") as checkpoints:
+        with pytest.raises(ValueError, match="between steps 2 and 4; the checkpoint of step 2 is kept"):
+            train_lora(student, loss, Spoilt(), optax.adam(1e-2), 6, log_every=2, checkpoints=checkpoints)
+        checkpoints.wait()
+        assert checkpoints.steps == (2,)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +135,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(tmp_path):
                 2,
                 log_every=1,
             ),
-            "the loss is no longer a number between steps 0 and 1; the model that was passed is unchanged. Lower",
+            "no longer a number between steps 0 and 1; the model passed is unchanged. Lower",
         ),
     ],
 )
