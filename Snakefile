@@ -4,6 +4,7 @@
 #   snakemake --profile workflows/profiles/local --configfile mine.yaml       other models or settings
 #   snakemake --profile workflows/profiles/local self_verification            every experiment of a paper
 #   snakemake --profile workflows/profiles/local embedding_geometry           the same of the other one
+#   snakemake --profile workflows/profiles/local train_countdown              train small models of the kind that is studied
 #   snakemake --profile workflows/profiles/local benchmarks                   measure against the peers, on an idle machine
 from snakemake.utils import min_version
 
@@ -32,6 +33,7 @@ CHAIN = ["alignment", "steering", "verdicts", "probing", "ablation"]
 
 include: "workflows/rules/stages.smk"
 include: "workflows/rules/benchmarks.smk"
+include: "workflows/rules/training.smk"
 
 
 refuse_unknown_sections()

@@ -11,7 +11,12 @@ from jaxinterp.cli.arguments import say
 
 
 def train(
-    recipe: Annotated[Positional[str], arg(metavar="RECIPE")], /, *, output: Path, checkpoints: Path | None = None
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")],
+    /,
+    *,
+    output: Path,
+    start: str | None = None,
+    checkpoints: Path | None = None,
 ) -> None:
     """Train a small model and write it as a Hugging Face folder.
 
@@ -21,6 +26,7 @@ def train(
         recipe: Settings as JSON, the path of a YAML or JSON file, such as the recipe.json of a trained model, or the
             name of a recipe that ships with the package, such as countdown-smoke.
         output: The folder to write: weights, tokenizer, recipe, log and model card.
+        start: The model that practises, instead of the one that the recipe names.
         checkpoints: Where checkpoints are while the model is trained; by default beside the output.
     """
     from jaxinterp.activations.compilation import keep_compiled_programs
@@ -31,12 +37,15 @@ def train(
     keep_compiled_programs()
     given = recipes.read(recipe)
     if given.get("stage") == "grpo":
+        given |= {} if start is None else {"start": start}
         practice = load_config(grpo_recipe.GrpoRecipe, given, where="recipe")
         last = grpo_recipe.train(practice, output, checkpoints).row(-1, named=True)
         say(
             f"{practice.name}: {last['step']} steps in {last['seconds']:.0f} s; reward {last['reward']:.3f} -> {output}"
         )
         return
+    if start is not None:
+        raise ValueError("--start is for practice; a model that learns from texts begins with random weights")
     settings = load_config(recipes.Recipe, given, where="recipe")
     log = recipes.train(settings, output, checkpoints)
     last = log.row(-1, named=True)

@@ -169,3 +169,15 @@ def test_a_wrong_setting_is_an_error_before_any_job(tmp_path, settings, overlay,
     assert status != 0
     assert sentence in text
     assert not (tmp_path / "resources").exists()
+
+
+def test_models_are_trained_and_practise(tmp_path):
+    status, text = finish(snakemake(tmp_path, targets=("train_countdown",)))
+    assert status == 0, text[-8000:]
+    made = tmp_path / "results" / "train_countdown"
+    texts, _ = artefacts.read_table(made / "supervised" / "training_log.parquet")
+    practice, _ = artefacts.read_table(made / "grpo" / "training_log.parquet")
+    assert texts["step"].to_list() == [2, 4] and practice["step"].to_list() == [1, 2]
+    assert json.loads((made / "grpo" / "recipe.json").read_text())["start"].endswith("supervised")
+    assert ji.load(made / "grpo").architecture.embedding == 16
+    assert all((made / f"{stage}.svg").read_text().rstrip().endswith("</svg>") for stage in ("supervised", "grpo"))
