@@ -54,6 +54,12 @@ from .analysis.tuned_lens import fit_tuned_lens as fit_tuned_lens
 from .interventions.ablate import ablate as ablate
 from .interventions.ablate import ablate_by_row as ablate_by_row
 from .interventions.interchange import interchange as interchange
+from .interventions.lora import lora as lora
+from .interventions.lora import lora_numbers as lora_numbers
+from .interventions.lora import merge_lora as merge_lora
+from .interventions.lora import with_lora_numbers as with_lora_numbers
+from .interventions.lora_files import load_lora as load_lora
+from .interventions.lora_files import save_lora as save_lora
 from .interventions.patch import patch as patch
 from .interventions.project import project as project
 from .interventions.steer import steer as steer
@@ -97,3 +103,5 @@ from .sites.selectors import resid_pre as resid_pre
 from .sites.selectors import unit as unit
 from .sites.selectors import v as v
 from .sites.selectors import z as z
+from .training.adapters import next_token_loss as next_token_loss
+from .training.adapters import train_lora as train_lora

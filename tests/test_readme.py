@@ -5,9 +5,13 @@ import re
 import subprocess
 from pathlib import Path
 
+import jax
+import numpy as np
+import optax
 import polars as pl
 import pytest
 
+import jaxinterp as ji
 from jaxinterp import experiments
 from jaxinterp.analysis import benchmark_summary
 from jaxinterp.experiments import claims
@@ -30,6 +34,18 @@ def test_the_python_example_runs_and_shows_what_it_says():
     lines = printed.getvalue().splitlines()
     assert lines[0].startswith("(8, 1, ")
     assert lines[1] == "['this works)'] ['not 28']", "the edited model rejects the right answer"
+
+
+def test_the_low_rank_example_trains_and_saves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example = re.findall(r"^```python\n(.*?)^```", README.split("\n## Training\n")[1], re.DOTALL | re.MULTILINE)[0]
+    found = {"ji": ji, "jax": jax, "np": np, "optax": optax}
+    exec(compile(example, "README.md", "exec"), found)  # noqa: S102
+    assert found["log"]["loss"][-1] < found["log"]["loss"][0]
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
 
 
 def test_each_command_has_one_block_of_valid_shell():
