@@ -14,6 +14,8 @@ from jaxinterp.models.architecture import Architecture
 from jaxinterp.models.blocks import ACTIVATIONS
 from jaxinterp.models.rotary import frequencies, rotate
 
+_PART = 64
+"""Fewest queries that are worth to be read on their own."""
 Kept = TypeVar("Kept")
 Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]]
 """Queries `[batch, seq, head, projection]`, keys and values `[batch, seq, kv_head, projection]` -> what the heads read
@@ -68,9 +70,9 @@ def attend(architecture: Architecture, q: jax.Array, k: jax.Array, v: jax.Array,
     Args:
         architecture: What the decoder is made of.
         q: Queries, `[batch, seq, head, projection]`.
-        k: Keys, `[batch, kv_seq, kv_head, projection]`.
+        k: Keys, `[batch, seq, kv_head, projection]`.
         v: Values, the same.
-        seen: Which keys a query sees, bool `[batch, seq, kv_seq]`.
+        seen: Which keys a query sees, bool `[batch, seq, seq]`; never a later one.
 
     Returns:
         Values weighted by attention, `[batch, seq, head, projection]`.
@@ -93,13 +95,24 @@ def attend(architecture: Architecture, q: jax.Array, k: jax.Array, v: jax.Array,
 def _in_turn(read: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """Heads that share keys, one text after the other, so that scores stay in a processor's cache.
 
-    A gradient computes scores again rather than fetch them from memory.
+    No query sees a later key: the first quarter of the queries is shown the first quarter of the keys, and so on. A
+    gradient computes scores again rather than fetch them from memory.
     """
-    again = _not_kept(read)
 
     def text(given: tuple[jax.Array, ...]) -> jax.Array:
         *vectors, seen = given
-        return jax.lax.map(lambda group: again(*group, seen), tuple(vectors))
+        seq = seen.shape[0]
+        size = max(_PART, -(-seq // 4))
+        ends = [(start, min(start + size, seq)) for start in range(0, seq, size)]
+
+        @_not_kept
+        def again(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+            parts = [
+                read(queries[:, start:end], keys[:end], values[:end], seen[start:end, :end]) for start, end in ends
+            ]
+            return jnp.concatenate(parts, axis=1)
+
+        return jax.lax.map(lambda group: again(*group), tuple(vectors))
 
     return lambda *given: jax.lax.map(text, given)
 

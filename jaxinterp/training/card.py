@@ -12,6 +12,7 @@ import jax
 import polars as pl
 
 from jaxinterp.models.architecture import Architecture
+from jaxinterp.training import flops
 
 if TYPE_CHECKING:
     from jaxinterp.training.recipe import Recipe
@@ -60,7 +61,7 @@ def write(
     speed = (
         f"The last {recipe.course.log_every} steps did {last['flops_per_second']:.3g} operations per second on "
         f"{recipe.devices.size} x {jax.devices()[0].device_kind} in {recipe.course.compute}: {last['utilisation']:.1%} "
-        "of the most that can be done there."
+        f"of the peak, which is {flops.peak(recipe.course.compute)[1]}."
     )
     again = (
         "`training_log.parquet` says how the training went. `recipe.json` is all that decided it: `jaxinterp train "

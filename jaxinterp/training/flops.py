@@ -101,4 +101,4 @@ def peak(dtype: str) -> tuple[float, str]:
         taken.append(time.perf_counter() - began)
     return 2 * _WIDTH**3 / min(
         taken
-    ), f"measured with a product of 1024 x 1024 matrices in {dtype} on {device.platform}"
+    ), f"measured with products of 1024 x 1024 matrices in {dtype} on this {device.platform}"

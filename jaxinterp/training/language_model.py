@@ -256,7 +256,8 @@ def _stray(course: Course, checkpoints: Checkpoints | None, done: int, steps: in
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=4)
 def _step(graph: Any, rule: Any, compute: str, places: tuple[Any, ...], state: Any, batch: Any) -> Any:
     def loss_of(weights: Any) -> jax.Array:
-        losses, counted, _ = predict(nnx.merge(graph, _narrow(weights, compute)), *batch)
+        whole = jax.lax.with_sharding_constraint(_narrow(weights, compute), mesh.everywhere(places[0].mesh))
+        losses, counted, _ = predict(nnx.merge(graph, whole), *batch)
         return jnp.sum(losses * counted) / jnp.maximum(jnp.sum(counted), 1)
 
     loss, gradient = jax.value_and_grad(loss_of)(state["weights"])

@@ -1,8 +1,9 @@
 """Training on several devices: each takes a part of every batch, and may hold a part of every weight.
 
-A mesh has two axes. A batch is split over both. The weights, their gradients and the optimiser's state are split along
-the `embedding` axis over `fsdp` and are whole along `data`; a device asks the others for a block's weights when it
-comes to that block. So `data` saves time, and `fsdp` saves time and memory. What comes out is the same up to rounding.
+A mesh has two axes. A batch is split over both. What lasts from step to step, weights and the optimiser's numbers, is
+split along the `embedding` axis over `fsdp` and whole along `data`. A step gathers the weights once, in the numbers of
+its passes, so that a device holds 12 bytes of every `fsdp`-th weight and 2 (bfloat16) or 4 of the others. So `data`
+saves time, and `fsdp` saves time and memory. What comes out is the same up to rounding.
 """
 
 from __future__ import annotations
@@ -66,6 +67,11 @@ def make(mesh: Mesh, architecture: Architecture, rows: int) -> jax.sharding.Mesh
 def batch_sharding(devices: jax.sharding.Mesh) -> NamedSharding:
     """How a batch is split: its rows, over all devices."""
     return NamedSharding(devices, PartitionSpec((DATA, FSDP)))
+
+
+def everywhere(devices: jax.sharding.Mesh) -> NamedSharding:
+    """What is whole on every device."""
+    return NamedSharding(devices, PartitionSpec())
 
 
 def shardings(devices: jax.sharding.Mesh, architecture: Architecture, state: Any) -> Any:

@@ -19,9 +19,9 @@ def test_a_small_model_learns_to_tell_true_from_false(tmp_path):
     assert log["loss"][-1] < log["loss"][0] / 5
     assert not (tmp_path / "model-checkpoints").exists()
     model = ji.load(tmp_path / "model")
-    problems = draw_problems("test", 20, 0, smoke.documents.problems)
+    problems = draw_problems("test", 48, 0, smoke.documents.problems)
     learned = Decoder.from_weights(model.architecture, model.weights())
-    for temperature in (0.0, 1.0):
+    for temperature, least in ((0.0, 0.95), (1.0, 0.9)):
         _, measured = examine(
             learned,
             model.require_tokenizer(),
@@ -30,8 +30,8 @@ def test_a_small_model_learns_to_tell_true_from_false(tmp_path):
             tokens=smoke.context,
             key=jax.random.key(0),
         )
-        assert min(measured["accepted_true"], measured["rejected_true"]) > 0.95
-        assert measured["template"] > 0.9
+        assert min(measured["accepted_true"], measured["rejected_true"]) > least
+        assert measured["correct"] > least - 0.1
 
 
 @pytest.mark.slow
