@@ -76,7 +76,7 @@ def benchmark_figure(*, table: Path, output: Path) -> None:
     artefacts.write_figure(drawing.draw(frame), output, origin)
 
 
-def benchmark_sampling(model: Model, /, *, output: Path, rows: int = 32, new: int = 96) -> None:
+def benchmark_sampling(model: Model, /, *, output: Path, rows: int = 16, new: int = 64, repeats: int = 2) -> None:
     """Measure how quickly responses are drawn in training, beside a loop that reads the whole text for every token.
 
     Args:
@@ -84,6 +84,7 @@ def benchmark_sampling(model: Model, /, *, output: Path, rows: int = 32, new: in
         output: The table to write (.parquet; a .csv appears beside it).
         rows: Problems in the batch, from those that ship with the package.
         new: Most tokens of a response.
+        repeats: Timed repeats, of which the quickest counts.
     """
     from jaxinterp import artefacts
     from jaxinterp.models.nnx import Decoder
@@ -95,7 +96,7 @@ def benchmark_sampling(model: Model, /, *, output: Path, rows: int = 32, new: in
     loaded = load_model(model)
     prompts = [loaded.require_tokenizer().encode(problem.prompt) for problem in eval_problems()[:rows]]
     decoder = Decoder.from_weights(loaded.architecture, loaded.weights())
-    table = sampling_speed.measure(decoder, *pad_left(prompts, row_width(prompts), 0), new)
+    table = sampling_speed.measure(decoder, *pad_left(prompts, row_width(prompts), 0), new, repeats)
     artefacts.write_table(table, output, artefacts.provenance({"rows": rows, "new": new}, [model]))
     for row in table.iter_rows(named=True):
         print(f"{row['way']}: {row['tokens_per_second']:,.0f} tokens/s ({row['tokens']} in {row['seconds']:.2f} s)")
