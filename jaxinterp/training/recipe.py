@@ -92,7 +92,7 @@ def read(recipe: str) -> dict[str, Any]:
     """
     shipped = importlib.resources.files("jaxinterp").joinpath("data/recipes")
     names = sorted(file.name.removesuffix(".json") for file in shipped.iterdir() if file.name.endswith(".json"))
-    if recipe in names and not Path(recipe).exists():
+    if recipe in names and not Path(recipe).is_file():
         return json.loads(shipped.joinpath(f"{recipe}.json").read_text(encoding="utf-8"))
     if not recipe.lstrip().startswith("{") and not Path(recipe).is_file():
         raise ValueError(f"{recipe} is neither JSON, nor a file, nor a shipped recipe; these are: {', '.join(names)}")

@@ -64,6 +64,12 @@ def lock_file(peer):
     return ROOT / "workflows" / "peers" / "locks" / f"{peer}.txt"
 
 
+def recipe(stage):
+    """What `jaxinterp train` takes: a name or a path as it is, settings as JSON."""
+    given = config["train_countdown"][stage]
+    return given if isinstance(given, str) else as_json(given)
+
+
 def text_digest(*paths):
     """A short hash of some files' texts: what changes them runs a rule again, a mere touch does not."""
     return hashlib.sha256("".join(path.read_text() for path in paths).encode()).hexdigest()[:12]

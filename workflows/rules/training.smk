@@ -9,12 +9,6 @@ refuse_unknown_keys(
 )
 
 
-def recipe(stage):
-    """What `jaxinterp train` takes: a name or a path as it is, settings as JSON."""
-    given = config["train_countdown"][stage]
-    return given if isinstance(given, str) else as_json(given)
-
-
 # Not part of `all`: the models that the other targets study ship with the package.
 rule train_countdown:
     input:
