@@ -102,10 +102,10 @@ def test_a_full_disk_is_a_sentence_and_the_last_checkpoints_stay(folder, backgro
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     checkpoints = Checkpoints(folder, background=background)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
         expected = r"could not be written.*on disk: 10, 15.*Make room.*goes on from the last"
         with pytest.raises(ValueError, match=expected), checkpoints:
-            checkpoints.save(20, state_of(20))
+            checkpoints.save(20, {"large": jax.random.normal(jax.random.key(0), (1_000_000,))})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with Checkpoints(folder) as again:
