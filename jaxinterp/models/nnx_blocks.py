@@ -23,9 +23,9 @@ Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]]
 
 
 def layer_constants(architecture: Architecture) -> dict[str, np.ndarray]:
-    """What a block has beside weights: rotary `frequencies` and attention `window`, each `[layer, ...]`."""
+    """What blocks differ in beside weights: rotary `frequencies` and attention `window`, each `[layer, ...]`."""
     constants = {}
-    if architecture.ropes:
+    if len(set(architecture.ropes)) > 1:
         constants["frequencies"] = np.stack([frequencies(rope) for rope in architecture.ropes])
     if any(window is not None for window in architecture.windows):
         everything = np.iinfo(np.int32).max
@@ -132,8 +132,9 @@ def _queries_keys_values(
     if architecture.qk_norm:
         q = _rms(architecture, q, layer["q_norm.w"])
         k = _rms(architecture, k, layer["k_norm.w"])
-    if "frequencies" in layer:
-        q, k = (rotate(vectors, positions[..., None], layer["frequencies"]) for vectors in (q, k))
+    if architecture.ropes:
+        turns = layer["frequencies"] if "frequencies" in layer else frequencies(architecture.ropes[0])
+        q, k = (rotate(vectors, positions[..., None], turns) for vectors in (q, k))
     return q, k, v
 
 

@@ -4,7 +4,7 @@
     python workflows/peers/training_step.py --output training_step.parquet
 
 The peer is transformers' Qwen 2 with its own attention and PyTorch's fused AdamW, without torch.compile. The gate: the
-losses of all steps agree, so that both have learned the same.
+losses agree, so that both have learned the same.
 """
 
 import argparse
@@ -31,8 +31,11 @@ from jaxinterp.training import corpora, language_model, recipe
 from jaxinterp.training.language_model import Course
 from jaxinterp.training.packing import Batches
 
-GATE = 1e-3
-"""How far the losses may be apart, in nats."""
+GATE, DRIFT = 1e-4, 1e-2
+"""How far losses may be apart, in nats: the first two, before anything is learned, and all of them.
+
+Adam makes a whole step of a gradient that is all rounding, so that two right programs drift apart.
+"""
 
 
 def main() -> int:
@@ -71,7 +74,9 @@ def main() -> int:
     ours = [row["tokens_per_second"] for row in counted.iter_rows(named=True)]
     tokens = given.rows * given.length
     peers = [tokens / seconds for seconds, _ in theirs[2:-1]]
-    apart = float(np.abs(log["loss"].to_numpy() - [loss for _, loss in theirs]).max())
+    losses = [loss for _, loss in theirs]
+    apart = np.abs(log["loss"].to_numpy() - losses)
+    agrees = apart[:2].max() <= GATE and apart.max() <= DRIFT
     table = pl.DataFrame(
         {
             "peer": ["jaxinterp", "torch"],
@@ -82,14 +87,17 @@ def main() -> int:
             "steps": [len(ours), len(peers)],
             "utilisation": [counted["utilisation"].median(), None],
             "threads": [given.threads] * 2,
-            "losses_apart": [0.0, apart],
+            "losses_apart": [0.0, apart.max()],
         }
     )
     artefacts.write_table(table, given.output, artefacts.provenance(vars(given) | {"output": str(given.output)}))
     print(table)
     ratio = table["tokens_per_second"][0] / table["tokens_per_second"][1]
-    print(f"tokens per second over PyTorch's: {ratio:.2f}; losses at most {apart:.2g} nats apart (gate {GATE})")
-    return int(apart > GATE or ratio < 1)
+    print(
+        f"tokens per second over PyTorch's: {ratio:.2f}; losses at most {apart[:2].max():.2g} nats apart at first "
+        f"(gate {GATE}) and {apart.max():.2g} later (gate {DRIFT})"
+    )
+    return int(not agrees or ratio < 1)
 
 
 def peer(folder: Path, course: Course) -> Callable[[np.ndarray, int], tuple[float, float]]:
