@@ -12,7 +12,7 @@ from jaxinterp.training.practice import examine
 
 @pytest.mark.slow
 def test_a_small_model_learns_to_tell_true_from_false(tmp_path):
-    """The shipped smoke recipe, from random weights: minutes on one core."""
+    """The shipped smoke recipe, from random weights: five minutes on one core."""
     smoke = load_config(recipe.Recipe, recipe.read("countdown-smoke"))
     log = recipe.train(smoke, tmp_path / "model")
     assert log["verdict"][0] < 0.7 and log["verdict"][-1] > 0.95 and log["digits"][-1] > 0.9
@@ -21,17 +21,21 @@ def test_a_small_model_learns_to_tell_true_from_false(tmp_path):
     model = ji.load(tmp_path / "model")
     problems = draw_problems("test", 48, 0, smoke.documents.problems)
     learned = Decoder.from_weights(model.architecture, model.weights())
-    for temperature, least in ((0.0, 0.95), (1.0, 0.9)):
-        _, measured = examine(
-            learned,
-            model.require_tokenizer(),
-            problems,
-            temperature=temperature,
-            tokens=smoke.context,
-            key=jax.random.key(0),
-        )
-        assert min(measured["accepted_true"], measured["rejected_true"]) > least
-        assert measured["correct"] > least - 0.1
+    for temperature, draws in ((0.0, 1), (1.0, 4)):
+        measured = [
+            examine(
+                learned,
+                model.require_tokenizer(),
+                problems,
+                temperature=temperature,
+                tokens=smoke.context,
+                key=jax.random.key(draw),
+            )[1]
+            for draw in range(draws)
+        ]
+        for name in ("accepted_true", "rejected_true"):
+            assert sum(found[name] for found in measured) / draws > 0.95
+        assert min(found["correct"] for found in measured) > 0.85
 
 
 @pytest.mark.slow
