@@ -166,6 +166,29 @@ class Checkpoints:
         )
 
 
+def what_is_kept(checkpoints: Checkpoints | None) -> str:
+    """Says what is left of a run that has to stop, once everything is on disk.
+
+    Args:
+        checkpoints: Those of the run, if it has any.
+
+    Returns:
+        Part of a sentence.
+
+    Raises:
+        ValueError: A state could not be written.
+
+    >>> what_is_kept(None)
+    'nothing was saved'
+    """
+    if checkpoints is None:
+        return "nothing was saved"
+    checkpoints.wait()
+    if not checkpoints.steps:
+        return "nothing was saved"
+    return f"the checkpoint of step {checkpoints.steps[-1]} in {checkpoints.folder} is kept, and a run goes on from it"
+
+
 class _OtherStateError(ValueError):
     """A checkpoint that is whole, but of something else."""
 

@@ -24,7 +24,7 @@ from flax import nnx
 
 from jaxinterp.models.nnx import Decoder
 from jaxinterp.training import flops, mesh
-from jaxinterp.training.checkpoints import Checkpoints
+from jaxinterp.training.checkpoints import Checkpoints, what_is_kept
 from jaxinterp.training.evaluation import arrays, mean_loss, predict
 from jaxinterp.training.packing import Batches, Rows
 from jaxinterp.training.progress import Journal, shown
@@ -241,14 +241,9 @@ class _Window:
 
 
 def _stray(course: Course, checkpoints: Checkpoints | None, done: int, steps: int) -> str:
-    kept = "nothing was saved"
-    if checkpoints is not None:
-        checkpoints.wait()
-        if checkpoints.steps:
-            saved = checkpoints.steps[-1]
-            kept = f"the checkpoint of step {saved} in {checkpoints.folder} is kept, and a run goes on from it"
     return (
-        f"the loss or its gradient is no longer a number between steps {done - steps} and {done}; {kept}. "
+        f"the loss or its gradient is no longer a number between steps {done - steps} and {done}; "
+        f"{what_is_kept(checkpoints)}. "
         f"Lower learning_rate ({course.learning_rate}) or clip ({course.clip}), or lengthen warm_up ({course.warm_up})"
     )
 

@@ -178,9 +178,7 @@ def examine(
             temperature=temperature,
             pad=_pad(tokenizer),
         )
-        responses = [row[:length].tolist() for row, length in zip(drawn.tokens, drawn.lengths, strict=True)][
-            : len(part)
-        ]
+        responses = drawn.responses()[: len(part)]
         texts += responses
         readings += read_responses(
             tokenizer, problems[first : first + rows], responses, drawn.ended[: len(part)].tolist()

@@ -19,7 +19,7 @@ from flax import nnx
 
 from jaxinterp.models.nnx import Decoder
 from jaxinterp.training import grpo
-from jaxinterp.training.checkpoints import Checkpoints
+from jaxinterp.training.checkpoints import Checkpoints, what_is_kept
 from jaxinterp.training.grpo import Experience, Rule
 from jaxinterp.training.practice import Task, row_width
 from jaxinterp.training.progress import Journal, shown
@@ -211,15 +211,9 @@ def _experience(tokens: np.ndarray, mask: np.ndarray, drawn: Samples, advantages
 
 
 def _stray(row: Mapping[str, Any], practice: Practice, checkpoints: Checkpoints | None) -> str:
-    kept = "nothing was saved"
-    if checkpoints is not None:
-        checkpoints.wait()
-        if checkpoints.steps:
-            saved = checkpoints.steps[-1]
-            kept = f"the checkpoint of step {saved} in {checkpoints.folder} is kept, and a run goes on from it"
     return (
-        f"the loss or its gradient is no longer a number in step {row['step']}; {kept}. Lower learning_rate "
-        f"({practice.learning_rate}) or gradient_clip ({practice.gradient_clip})"
+        f"the loss or its gradient is no longer a number in step {row['step']}; {what_is_kept(checkpoints)}. "
+        f"Lower learning_rate ({practice.learning_rate}) or gradient_clip ({practice.gradient_clip})"
     )
 
 
