@@ -104,7 +104,7 @@ class Checkpoints:
             self._manager.close()
 
     def restore(self, like: State) -> tuple[int, State] | None:
-        """Reads the newest whole checkpoint.
+        """Reads the newest whole checkpoint, once one that is being written is whole.
 
         One that cannot be read is passed over with a warning, and removed when an older one can.
 
@@ -116,8 +116,10 @@ class Checkpoints:
             The step and the state; `None` if there is no checkpoint.
 
         Raises:
-            ValueError: The checkpoint is of a state with other arrays, or none can be read.
+            ValueError: The checkpoint is of a state with other arrays, none can be read, or a state that was saved
+                before could not be written.
         """
+        self.wait()
         wanted = {name: _abstract(leaf) for name, leaf in _flat(like).items()}
         damaged: dict[int, str] = {}
         for step in reversed(self.steps):

@@ -49,6 +49,15 @@ def test_the_newest_two_are_kept_and_read_back_bit_for_bit(tmp_path, background)
         assert_same(found, state_of(15))
 
 
+def test_one_that_is_still_being_written_is_waited_for(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"array": jnp.full(1 << 22, step)})
+        step, found = checkpoints.restore({"array": jnp.zeros(1 << 22, int)})
+        assert step == 2 and found["array"][-1] == 2
+        assert checkpoints.steps == (1, 2)
+
+
 def test_a_state_that_is_overwritten_while_it_is_saved_is_saved_as_it_was(tmp_path):
     grow = jax.jit(lambda array: array + 1, donate_argnums=0)
     array = jnp.zeros((400, 400))
