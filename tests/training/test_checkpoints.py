@@ -1,3 +1,4 @@
+import gc
 import resource
 
 import jax
@@ -7,6 +8,18 @@ import optax
 import pytest
 
 from jaxinterp.training.checkpoints import Checkpoints
+
+# Where a read or a write fails, orbax leaves the coroutines and threads of the other arrays unfinished.
+pytestmark = pytest.mark.filterwarnings(
+    "default::pytest.PytestUnraisableExceptionWarning", "default::pytest.PytestUnhandledThreadExceptionWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def leftovers():
+    """Has what orbax left unfinished reported here and not in a later test."""
+    yield
+    gc.collect()
 
 
 def state_of(number: int):
