@@ -15,7 +15,7 @@ def main() -> None:
     """Writes the marker to the path that is given."""
     accelerator = os.environ["ACCELERATOR"]
     locks = [Path("requirements.lock"), Path("containers", "locks", f"{accelerator}.lock")]
-    packages = subprocess.run(["dpkg-query", "--show"], capture_output=True, text=True, check=True).stdout
+    packages = subprocess.run(["/usr/bin/dpkg-query", "--show"], capture_output=True, text=True, check=True).stdout
     marker = {
         "name": f"jaxinterp-{accelerator}",
         "accelerator": accelerator,

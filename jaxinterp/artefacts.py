@@ -88,7 +88,7 @@ def image() -> dict[str, Any] | None:
     """The container image that this process runs in, as `containers/build.sh` marked it.
 
     Returns:
-        Its name, accelerator, version, commit, code (see `package_digest`), lock and base; `None` outside such an image.
+        What its marker file tells (name, accelerator, commit, lock and more); `None` outside such an image.
 
     Raises:
         ValueError: If the image's marker file is not JSON.
