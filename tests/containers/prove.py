@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -53,18 +54,31 @@ def shell(script: str, folder: Path) -> None:
     subprocess.run(["bash", "-euo", "pipefail", "-c", start + script], cwd=folder, check=True)
 
 
+def bound() -> list[str]:
+    """Lets jobs that run elsewhere than in the checkout see it: the captions lie there."""
+    return ["--apptainer-args", f"--cleanenv --bind {tiny.ROOT}"]
+
+
 def run_jobs_inside(folder: Path) -> None:
     """Snakemake here, every job in the image."""
-    words = [sys.executable, "-m", "snakemake", *tiny.arguments(), "--software-deployment-method", "apptainer"]
-    shell(" ".join(words), folder)
+    words = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        *tiny.arguments(),
+        "--software-deployment-method",
+        "apptainer",
+        *bound(),
+    ]
+    shell(shlex.join(words), folder)
 
 
 def run_whole_inside(folder: Path, version: str) -> None:
     """Snakemake and its workflow in the image, without a network; only the folder is shared."""
-    inside = tiny.arguments(root="/opt/jaxinterp")
+    inside = shlex.join(tiny.arguments(root="/opt/jaxinterp"))
     user = f"--user {os.getuid()}:{os.getgid()}"
     flags = f"--rm --network none {user} --volume {folder}:/work"
-    shell(f"podman run {flags} localhost/jaxinterp:{version}-cpu snakemake {' '.join(inside)}", folder)
+    shell(f"podman run {flags} localhost/jaxinterp:{version}-cpu snakemake {inside}", folder)
 
 
 def run_outside(folder: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -81,9 +82,9 @@ def kill_one(process: subprocess.Popen[bytes]) -> str | None:
 
 def run(folder: Path) -> tuple[str | None, list[tuple[str, str, str, str]]]:
     """Runs the chain on the cluster; the number of the job that was killed, and all jobs."""
-    words = [sys.executable, "-m", "snakemake", *tiny.arguments("slurm"), *HERE]
+    words = [sys.executable, "-m", "snakemake", *tiny.arguments("slurm"), *HERE, *containers.bound()]
     start = f". {containers.CONTAINERS}/common.sh; settle_apptainer; exec "
-    process = subprocess.Popen(["bash", "-euo", "pipefail", "-c", start + " ".join(words)], cwd=folder)
+    process = subprocess.Popen(["bash", "-euo", "pipefail", "-c", start + shlex.join(words)], cwd=folder)
     try:
         killed = kill_one(process)
         status = process.wait()
