@@ -89,11 +89,13 @@ def run_outside(folder: Path) -> None:
 
 
 def prepare(folder: Path, toys: Path | None = None) -> Path:
-    """A folder to run in, with the same models as `toys`."""
+    """A folder to run in, with the same models as `toys`; nothing new where there are some."""
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "models.yaml").exists():
+        return folder
     if toys is None:
         tiny.write_inputs(folder)
-    elif not (folder / "models.yaml").exists():
+    else:
         shutil.copytree(toys / "toys", folder / "toys")
         shutil.copy(toys / "models.yaml", folder / "models.yaml")
     return folder

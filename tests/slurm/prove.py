@@ -126,8 +126,7 @@ def main() -> None:
     marker = containers.build(["--debian"])
     with tempfile.TemporaryDirectory() as scratch:
         folder = (given.folder or Path(scratch)).resolve()
-        work = folder / "work"
-        containers.prepare(work) if not (work / "models.yaml").exists() else None
+        work = containers.prepare(folder / "work")
         with cluster(folder / "cluster"):
             killed, seen = run(work)
         print(f"proved: on Slurm, {containers.check_inside(work, marker)}")

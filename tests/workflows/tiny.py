@@ -49,7 +49,8 @@ def tables(folder: Path) -> dict[str, tuple[pl.DataFrame, dict[str, Any]]]:
 
 def logs(folder: Path) -> list[Path]:
     """The chain's own logs, not those of a cluster."""
-    return sorted(log for log in (folder / "logs").rglob("*.log") if not {"slurm", "distributed.log"} & set(log.parts))
+    own = (folder / "logs").rglob("*.log")
+    return sorted(log for log in own if not {"slurm", "distributed.log"} & set(log.relative_to(folder).parts))
 
 
 def outsiders(folder: Path, image: str) -> list[str]:
