@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from penzai import pz
 
@@ -122,6 +123,71 @@ def fetch(array: Any) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def _gather(mesh: Mesh) -> Any:
     return jax.jit(lambda array: array, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def restrict(tree: Tree, part: Mesh) -> Tree:
+    """The copy of a tree that a part of its mesh holds; nothing is moved.
+
+    Args:
+        tree: Arrays on a mesh, whole in each of its `groups`. Others are returned as they are.
+        part: One of the groups, with a device of this process.
+
+    Returns:
+        The tree on that part.
+    """
+
+    def one(array: Any) -> Any:
+        if mesh_of(array) is None:
+            return array
+        here = {piece.device: piece.data for piece in array.addressable_shards}
+        sharding = NamedSharding(part, array.sharding.spec)
+        pieces = [here[device] for device in sharding.addressable_devices_indices_map(array.shape)]
+        return jax.make_array_from_single_device_arrays(array.shape, sharding, pieces)
+
+    return jax.tree_util.tree_map(one, tree)
+
+
+def agree(array: np.ndarray, mesh: Mesh | None) -> np.ndarray:
+    """What any process of a mesh knows, in all of them.
+
+    Args:
+        array: Floating-point numbers, NaN where this process knows nothing.
+        mesh: The mesh; all its processes ask for this together.
+
+    Returns:
+        The array with what the first process that knows says, NaN where none does.
+    """
+    known = np.asarray(array)
+    for other in _every(array, mesh):
+        known = np.where(np.isnan(known), other, known)
+    return known
+
+
+def least(numbers: tuple[int, ...], mesh: Mesh | None) -> tuple[int, ...]:
+    """The least of each number among the processes of a mesh, so that all of them do the same.
+
+    Args:
+        numbers: Whole numbers below 2**31.
+        mesh: The mesh; all its processes ask for this together.
+
+    Returns:
+        As many numbers.
+    """
+    given = np.minimum(numbers, np.iinfo(np.int32).max).astype(np.int32)
+    return tuple(int(number) for number in _every(given, mesh).min(axis=0))
+
+
+def _every(array: np.ndarray, mesh: Mesh | None) -> np.ndarray:
+    """An array of each process, [process, ...]."""
+    if mesh is None or not mesh.is_multi_process:
+        return np.asarray(array)[None]
+    return np.asarray(multihost_utils.process_allgather(np.asarray(array)))
+
+
+def whole_sharding(array: jax.Array) -> Any:
+    """Where an array is, with all of it on every device there."""
+    sharding = array.sharding
+    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
 
 
 def first_process() -> bool:
