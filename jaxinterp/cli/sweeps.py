@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from jaxinterp.cli.arguments import Model, join_processes, load_model, say
 

@@ -33,8 +33,8 @@ def join() -> None:
         )
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            f"the processes of this job did not find each other ({str(error).splitlines()[0]}); start it with srun, on a "
-            "TPU slice, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process"
+            f"the processes of this job did not find each other ({str(error).splitlines()[0]}); start it with srun, on "
+            "a TPU slice, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process"
         ) from error
 
 
