@@ -154,9 +154,7 @@ def distributed_check(
     origin = artefacts.provenance({"mesh": asked}, models=[lm.source])
     record = {"error": error, "hosts": hosts, "processes": rows, "local_devices": jax.local_device_count()}
     artefacts.write_json(record | origin, output)
-    say(
-        f"{len(rows)} processes on {', '.join(hosts)} as {asked}: the largest difference from one device is {error:.1e}"
-    )
+    say(f"{len(rows)} processes on {', '.join(hosts)} as {asked} differ from one device by {error:.1e} at most")
 
 
 def _lines(file: Path) -> list[str]:
