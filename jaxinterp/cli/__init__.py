@@ -29,7 +29,7 @@ A verb's own help: jaxinterp VERB --help. An error is one sentence; --traceback 
 
 
 _VERBS = (
-    *(models.inspect, models.sites, models.generate, models.fetch, models.export, models.dry_run),
+    *(models.inspect, models.sites, models.generate, models.fetch, models.export, models.dry_run, models.plan),
     *(models.toy, models.random_model, vocabularies.neighbours),
     *(reproductions.experiments, reproductions.run, reproductions.figure, reproductions.check, reproductions.claims),
     *(reproductions.schema, reproductions.report),

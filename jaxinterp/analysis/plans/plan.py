@@ -1,0 +1,317 @@
+"""What a workload takes on a slice, whether it fits, how long it takes at least, and what to change."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from jaxinterp.analysis.plans import compiler, workloads
+from jaxinterp.analysis.plans.chips import CHIPS, SLICES, Chip, Topology
+from jaxinterp.analysis.plans.compiler import Cost, DoesNotFitError
+from jaxinterp.analysis.plans.workloads import WORKLOADS, Load, Part
+from jaxinterp.models.architecture import Architecture
+from jaxinterp.models.language_model import LanguageModel
+from jaxinterp.models.shape_model import load_shapes
+from jaxinterp.parallel.mesh import Mesh
+
+_GIB = 2**30
+_ROOM = 0.8
+"""Of a chip's memory, what weights may take where a slice or a mesh is proposed."""
+_TRAINED = 12
+"""Bytes that AdamW keeps of each weight."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is planned."""
+
+    workload: str = "forward"
+    """"forward", "edited_forward", "generate", "patch_sweep" or "train"."""
+    topology: str = "v5e:2x4"
+    """Generation and chips, such as "v5e:4x4", "v6e:2x2" or "v5p:2x2x1"."""
+    mesh: str | None = None
+    """How chips share the work, such as "data=2,tensor=4"; by default chosen from the sizes."""
+    dtype: str = "bfloat16"
+    """Of the weights; in training they are float32, and the passes bfloat16."""
+    rows: int = 16
+    """Texts."""
+    seq: int = 512
+    """Tokens in each text."""
+    new: int = 128
+    """Tokens that are generated behind each."""
+
+
+def measure(source: str | Path, settings: Settings) -> pl.DataFrame:
+    """Compiles a workload for a slice and counts what it takes.
+
+    Args:
+        source: As in `jaxinterp.models.shape_model.load_shapes`.
+        settings: What is planned.
+
+    Returns:
+        One row per number, with `model`, `workload`, `topology`, `mesh`, `dtype`, `rows`, `seq`, `new`, and
+
+        * `part`: "whole", or a program;
+        * `quantity`: of the whole "parameters", "memory", "available", "fits" (1 or 0), "flops", "bytes", "sent",
+          "least time" and "compiled in"; of a program "times", "memory", "arguments", "results", "working", "flops",
+          "bytes", "sent" and "least time" of one run, and for each kind of collective how many there are and the bytes;
+        * `value` and `unit`, of each chip; `note`: what bounds a time, where a figure is from, or what to change.
+
+        A program that the compiler refuses for its memory has only that. The least time is the largest of operations
+        over the chip's peak, bytes over its memory's, and bytes sent over half of its links', since they count both
+        directions; nothing runs faster, and real programs run slower.
+
+    Raises:
+        ValueError: A setting is out of range, libtpu is missing, or the TPU cannot do an operation.
+    """
+    if settings.workload not in WORKLOADS:
+        raise ValueError(f"there is no workload {settings.workload!r}; there are {', '.join(WORKLOADS)}")
+    if min(settings.rows, settings.seq, settings.new) < 1:
+        raise ValueError(f"rows is {settings.rows}, seq {settings.seq} and new {settings.new}; each must be positive")
+    topology = Topology.of(settings.topology)
+    model = load_shapes(source, settings.dtype)
+    mesh = Mesh.of(settings.mesh) if settings.mesh else choose_mesh(model, topology, settings)
+    if mesh.size != topology.chips:
+        raise ValueError(f"mesh {mesh} has {mesh.size} devices, and {topology} has {topology.chips} chips")
+    laid_out = mesh.arrange(compiler.devices_of(topology))
+    load = Load(rows=settings.rows, seq=settings.seq, new=settings.new, memory=topology.chip.memory)
+    started = time.monotonic()
+    try:
+        found, refused = workloads.parts(settings.workload, model, laid_out, load), None
+    except DoesNotFitError as error:
+        found, refused = [], error
+    taken = time.monotonic() - started
+    rows = _of_parts(found, topology.chip)
+    rows = [*_of_whole(model, found, refused, topology, taken), *rows]
+    if rows[3][2] == 0.0:
+        needed = rows[1][2]
+        changes = advice(model, settings, topology, mesh, needed)
+        rows += [("whole", "change", float(number), "", change) for number, change in enumerate(changes, 1)]
+    known = {"model": model.source, **dataclasses.asdict(settings), "mesh": str(mesh), "topology": str(topology)}
+    schema = {"part": pl.String, "quantity": pl.String, "value": pl.Float64, "unit": pl.String, "note": pl.String}
+    table = pl.DataFrame(rows, schema=schema, orient="row")
+    return table.select(*(pl.lit(value).alias(name) for name, value in known.items()), pl.all())
+
+
+def choose_mesh(model: LanguageModel, topology: Topology, settings: Settings) -> Mesh:
+    """A mesh that suits a workload: training divides weights and rows, the others heads and units as far as needed.
+
+    Args:
+        model: Without numbers.
+        topology: The slice.
+        settings: What is planned.
+
+    Returns:
+        The mesh.
+    """
+    a, chips = model.architecture, topology.chips
+    if settings.workload == "train":
+        return Mesh(fsdp=chips) if not a.embedding % chips else Mesh(data=chips)
+    held = _weights(model) / (topology.chip.memory * _ROOM * _GIB)
+    divisors = [size for size in range(1, chips + 1) if not chips % size and _divides(a, size)]
+    tensor = next((size for size in divisors if held / size <= 1), max(divisors))
+    if settings.workload == "patch_sweep":
+        return Mesh(sweep=chips // tensor, tensor=tensor)
+    return Mesh(data=chips // tensor, tensor=tensor)
+
+
+def _divides(a: Architecture, tensor: int) -> bool:
+    return not (a.heads % tensor or a.neurons % tensor or (a.kv_heads % tensor and tensor % a.kv_heads))
+
+
+def _weights(model: LanguageModel, trained: bool = False) -> int:
+    """Bytes of all weights, or of what training keeps."""
+    counts = [(math.prod(weight.shape), weight.dtype.itemsize) for weight in model.weights().values()]
+    return sum(count * (_TRAINED if trained else itemsize) for count, itemsize in counts)
+
+
+def least_time(cost: Cost, chip: Chip) -> tuple[float, str]:
+    """How long a program takes at least.
+
+    Args:
+        cost: Of the program.
+        chip: What runs it.
+
+    Returns:
+        Seconds, and what they go into.
+    """
+    sent = sum(size for _, size in cost.sent.values())
+    times = {
+        "operations": cost.flops / chip.flops,
+        "memory": cost.bytes / chip.bandwidth,
+        "links": sent / (chip.links / 2),
+    }
+    slowest = max(times, key=lambda name: times[name])
+    return times[slowest], slowest
+
+
+def _of_parts(found: Sequence[Part], chip: Chip) -> list[tuple]:
+    rows = []
+    for part in found:
+        cost = part.cost
+        seconds, bound = least_time(cost, chip)
+        sizes = {"memory": cost.memory, "arguments": cost.arguments, "results": cost.results, "working": cost.working}
+        rows.append((part.name, "times", float(part.times), "", None))
+        rows += [(part.name, name, size / _GIB, "GiB", None) for name, size in sizes.items()]
+        rows.append((part.name, "flops", cost.flops, "", None))
+        rows.append((part.name, "bytes", cost.bytes, "B", None))
+        rows.append((part.name, "least time", seconds, "s", bound))
+        for kind, (often, size) in cost.sent.items():
+            rows += [(part.name, kind, often, "", None), (part.name, f"{kind} bytes", size, "B", None)]
+    return rows
+
+
+def peak(found: Sequence[Part]) -> float:
+    """The most bytes of a chip that are taken at a time.
+
+    Args:
+        found: The programs; those that are not given all weights run beside what the first was given and returned.
+
+    Returns:
+        Bytes.
+    """
+    kept = found[0].cost.arguments + found[0].cost.results
+    return max(part.cost.memory + (0 if part.whole else kept) for part in found)
+
+
+def _of_whole(
+    model: LanguageModel, found: Sequence[Part], refused: DoesNotFitError | None, topology: Topology, taken: float
+) -> list[tuple]:
+    chip = topology.chip
+    needed = refused.needed if refused else peak(found)
+    fits = refused is None and needed <= chip.memory * _GIB
+    rows: list[tuple] = [
+        ("whole", "parameters", float(sum(math.prod(w.shape) for w in model.weights().values())), "", None),
+        ("whole", "memory", needed / _GIB, "GiB", str(refused) if refused else None),
+        ("whole", "available", chip.memory, "GiB", "what the compiler lets a program take"),
+        ("whole", "fits", float(fits), "", None),
+    ]
+    if found:
+        sums = {
+            "flops": sum(part.times * part.cost.flops for part in found),
+            "bytes": sum(part.times * part.cost.bytes for part in found),
+            "sent": sum(part.times * size for part in found for _, size in part.cost.sent.values()),
+        }
+        seconds = sum(part.times * least_time(part.cost, chip)[0] for part in found)
+        units = {"flops": "", "bytes": "B", "sent": "B"}
+        rows += [("whole", name, value, units[name], None) for name, value in sums.items()]
+        rows.append(("whole", "least time", seconds, "s", f"by the figures of {chip.source}"))
+    rows.append(("whole", "compiled in", taken, "s", "on this machine"))
+    return rows
+
+
+def advice(model: LanguageModel, settings: Settings, topology: Topology, mesh: Mesh, needed: float) -> list[str]:
+    """What to change so that a workload fits.
+
+    Args:
+        model: Without numbers.
+        settings: What was planned.
+        topology: The slice.
+        mesh: How it was divided.
+        needed: GiB of a chip; not a number if the compiler did not say.
+
+    Returns:
+        Sentences, the smallest change first. They are estimates from the weights alone; plan again to be sure.
+    """
+    trained = settings.workload == "train"
+    kept = _weights(model, trained) / _GIB
+    share = kept / (mesh.fsdp if trained else mesh.tensor * mesh.fsdp)
+    changes = []
+    if settings.dtype == "float32" and not trained:
+        changes.append("take --dtype bfloat16: weights take half")
+    rest = needed - share
+    room = topology.chip.memory - share
+    groups = mesh.rows
+    if room > 0 and rest > 0 and settings.rows > groups:
+        fewer = max(groups, int(settings.rows * room / rest) // groups * groups)
+        if fewer < settings.rows:
+            changes.append(f"take fewer texts at a time: about --rows {fewer}")
+    if settings.workload == "generate" or settings.seq > 128:
+        changes.append("take shorter texts: --seq")
+    wider = _wider(model, topology, mesh, trained)
+    if wider is not None:
+        changes.append(f"divide the weights further: --mesh {wider}")
+    for generation in dict.fromkeys((topology.generation, *CHIPS)):
+        found = _smallest(generation, kept, topology if generation == topology.generation else None)
+        if found is not None:
+            changes.append(f"take a slice whose chips hold the weights with room to spare: --topology {found}")
+    return changes
+
+
+def _wider(model: LanguageModel, topology: Topology, mesh: Mesh, trained: bool) -> Mesh | None:
+    """A mesh of the same chips that divides the weights further, if there is one."""
+    chips = topology.chips
+    if trained:
+        return Mesh(fsdp=chips) if mesh.fsdp < chips and not model.architecture.embedding % chips else None
+    larger = [
+        size for size in range(mesh.tensor + 1, chips + 1) if not chips % size and _divides(model.architecture, size)
+    ]
+    return Mesh(data=chips // larger[0], tensor=larger[0]) if larger else None
+
+
+def _smallest(generation: str, kept: float, beyond: Topology | None) -> Topology | None:
+    """The smallest slice of a generation whose chips together hold so many GiB with room to spare."""
+    for grid in SLICES[generation]:
+        found = Topology.of(f"{generation}:{grid}")
+        larger = beyond is None or found.chips > beyond.chips
+        if larger and kept <= _ROOM * found.chips * found.chip.memory:
+            return found
+    return None
+
+
+def describe(table: pl.DataFrame) -> str:
+    """Writes what `measure` found for a terminal.
+
+    Args:
+        table: As from `measure`.
+
+    Returns:
+        Lines of text.
+    """
+    first = table.row(0, named=True)
+    whole = table.filter(pl.col("part") == "whole")
+    values = {row["quantity"]: row for row in whole.iter_rows(named=True)}
+    asked = f"{first['rows']} texts of {first['seq']} tokens"
+    asked += f" and {first['new']} new ones" if first["workload"] == "generate" else ""
+    lines = [
+        f"{first['model']} in {first['dtype']}, {first['workload']}, {asked}",
+        f"on {first['topology']} as {first['mesh']}; each chip:",
+        "",
+    ]
+    fits = "fits" if values["fits"]["value"] else "DOES NOT FIT"
+    lines.append(f"{'memory':<20}{values['memory']['value']:>12,.2f} of {values['available']['value']:g} GiB: {fits}")
+    if "flops" in values:
+        lines.append(f"{'operations':<20}{values['flops']['value'] / 1e12:>12,.3f} TFLOP")
+        lines.append(f"{'memory traffic':<20}{values['bytes']['value'] / 1e9:>12,.2f} GB")
+        lines.append(f"{'sent to others':<20}{values['sent']['value'] / 1e9:>12,.3f} GB")
+        lines.append(
+            f"{'time, at least':<20}{values['least time']['value']:>12,.4g} s ({values['least time']['note']})"
+        )
+    for name in table.filter(pl.col("part") != "whole")["part"].unique(maintain_order=True):
+        lines += ["", *_described(table.filter(pl.col("part") == name))]
+    lines += ["", f"compiled in {values['compiled in']['value']:.0f} s; nothing was run, and no TPU was asked"]
+    changes = whole.filter(pl.col("quantity") == "change")["note"].to_list()
+    return "\n".join([*lines, *(["", "what to change:"] if changes else []), *(f"  {change}" for change in changes)])
+
+
+def _described(part: pl.DataFrame) -> list[str]:
+    values = {row["quantity"]: row for row in part.iter_rows(named=True)}
+    seconds = values["least time"]
+    lines = [
+        f"{part['part'][0]}, {values['times']['value']:,.0f} times",
+        (
+            f"  {values['flops']['value'] / 1e12:,.4g} TFLOP, {values['bytes']['value'] / 1e9:,.4g} GB, "
+            f"{values['memory']['value']:,.2f} GiB; at least {seconds['value'] * 1e3:,.4g} ms, bound by {seconds['note']}"
+        ),
+    ]
+    sent = [
+        f"{row['value']:,.0f} {name} ({values[f'{name} bytes']['value'] / 1e6:,.4g} MB)"
+        for name, row in values.items()
+        if f"{name} bytes" in values
+    ]
+    return [*lines, f"  {', '.join(sent)}"] if sent else lines
