@@ -83,10 +83,10 @@ class DoesNotFitError(ValueError):
     """A program that takes more memory than a chip has.
 
     Attributes:
-        needed: Bytes.
+        needed: Bytes; `None` where that is not known.
     """
 
-    def __init__(self, needed: float, sentence: str) -> None:
+    def __init__(self, needed: float | None, sentence: str) -> None:
         super().__init__(sentence)
         self.needed = needed
 
@@ -160,7 +160,7 @@ def _explained(error: Exception, what: str) -> Exception:
         return ValueError(f"{what}: the TPU's compiler refuses: {_first_line(error)}")
     found = _OVERFLOW.search(text)
     if found is None:
-        return DoesNotFitError(float("nan"), f"{what}: does not fit: {_first_line(error)}")
+        return DoesNotFitError(None, f"{what}: does not fit: {_first_line(error)}")
     number, unit, has = (group for group in found.groups() if group is not None)
     needed = float(number) * _UNITS[unit]
     return DoesNotFitError(needed, f"{what} takes {needed / 2**30:.2f} GiB of each chip, and there are {has}")

@@ -13,7 +13,8 @@ import polars as pl
 from jaxinterp.analysis.plans import compiler, workloads
 from jaxinterp.analysis.plans.chips import CHIPS, SLICES, Chip, Topology
 from jaxinterp.analysis.plans.compiler import Cost, DoesNotFitError
-from jaxinterp.analysis.plans.workloads import WORKLOADS, Load, Part
+from jaxinterp.analysis.plans.shapes import Load, Part
+from jaxinterp.analysis.plans.workloads import WORKLOADS
 from jaxinterp.models.architecture import Architecture
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.models.shape_model import load_shapes
@@ -184,10 +185,10 @@ def _of_whole(
 ) -> list[tuple]:
     chip = topology.chip
     needed = refused.needed if refused else peak(found)
-    fits = refused is None and needed <= chip.memory * _GIB
+    fits = refused is None and needed is not None and needed <= chip.memory * _GIB
     rows: list[tuple] = [
         ("whole", "parameters", float(sum(math.prod(w.shape) for w in model.weights().values())), "", None),
-        ("whole", "memory", needed / _GIB, "GiB", str(refused) if refused else None),
+        ("whole", "memory", None if needed is None else needed / _GIB, "GiB", str(refused) if refused else None),
         ("whole", "available", chip.memory, "GiB", "what the compiler lets a program take"),
         ("whole", "fits", float(fits), "", None),
     ]
@@ -205,7 +206,7 @@ def _of_whole(
     return rows
 
 
-def advice(model: LanguageModel, settings: Settings, topology: Topology, mesh: Mesh, needed: float) -> list[str]:
+def advice(model: LanguageModel, settings: Settings, topology: Topology, mesh: Mesh, needed: float | None) -> list[str]:
     """What to change so that a workload fits.
 
     Args:
@@ -213,7 +214,7 @@ def advice(model: LanguageModel, settings: Settings, topology: Topology, mesh: M
         settings: What was planned.
         topology: The slice.
         mesh: How it was divided.
-        needed: GiB of a chip; not a number if the compiler did not say.
+        needed: GiB of a chip; `None` if that is not known.
 
     Returns:
         Sentences, the smallest change first. They are estimates from the weights alone; plan again to be sure.
@@ -224,15 +225,12 @@ def advice(model: LanguageModel, settings: Settings, topology: Topology, mesh: M
     changes = []
     if settings.dtype == "float32" and not trained:
         changes.append("take --dtype bfloat16: weights take half")
-    rest = needed - share
-    room = topology.chip.memory - share
-    groups = mesh.rows
-    if room > 0 and rest > 0 and settings.rows > groups:
-        fewer = max(groups, int(settings.rows * room / rest) // groups * groups)
-        if fewer < settings.rows:
-            changes.append(f"take fewer texts at a time: about --rows {fewer}")
-    if settings.workload == "generate" or settings.seq > 128:
-        changes.append("take shorter texts: --seq")
+    room, groups = topology.chip.memory - share, mesh.rows
+    if needed is not None and needed > share and room > 0:
+        fewer = max(groups, int(settings.rows * room / (needed - share)) // groups * groups)
+        changes += [f"take fewer texts at a time: about --rows {fewer}"] if fewer < settings.rows else []
+    if room > 0:
+        changes.append(f"take shorter texts than --seq {settings.seq}")
     wider = _wider(model, topology, mesh, trained)
     if wider is not None:
         changes.append(f"divide the weights further: --mesh {wider}")
@@ -284,7 +282,10 @@ def describe(table: pl.DataFrame) -> str:
         "",
     ]
     fits = "fits" if values["fits"]["value"] else "DOES NOT FIT"
-    lines.append(f"{'memory':<20}{values['memory']['value']:>12,.2f} of {values['available']['value']:g} GiB: {fits}")
+    needed = values["memory"]["value"]
+    shown = f"{'?' if needed is None else f'{needed:,.2f}':>12}"
+    lines.append(f"{'memory':<20}{shown} of {values['available']['value']:g} GiB: {fits}")
+    lines += [f"  {values['memory']['note']}"] if values["memory"]["note"] else []
     if "flops" in values:
         lines.append(f"{'operations':<20}{values['flops']['value'] / 1e12:>12,.3f} TFLOP")
         lines.append(f"{'memory traffic':<20}{values['bytes']['value'] / 1e9:>12,.2f} GB")
@@ -306,7 +307,8 @@ def _described(part: pl.DataFrame) -> list[str]:
         f"{part['part'][0]}, {values['times']['value']:,.0f} times",
         (
             f"  {values['flops']['value'] / 1e12:,.4g} TFLOP, {values['bytes']['value'] / 1e9:,.4g} GB, "
-            f"{values['memory']['value']:,.2f} GiB; at least {seconds['value'] * 1e3:,.4g} ms, bound by {seconds['note']}"
+            f"{values['memory']['value']:,.2f} GiB; at least {seconds['value'] * 1e3:,.4g} ms, "
+            f"bound by {seconds['note']}"
         ),
     ]
     sent = [
