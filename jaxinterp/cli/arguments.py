@@ -24,9 +24,11 @@ def load_model(source: str, dtype: str = "float32") -> LanguageModel:
     """Loads a model; of a `source.json` that `fetch` wrote, the model beside it under its original name."""
     from jaxinterp import artefacts
     from jaxinterp.activations.compilation import keep_compiled_programs
+    from jaxinterp.cli.backends import warn_of_fallback
     from jaxinterp.models.language_model import load
 
     keep_compiled_programs()
+    warn_of_fallback()
     say(f"loading {source}")
     if not source.endswith("source.json"):
         return load(source, dtype)

@@ -23,8 +23,9 @@ from jaxinterp.parallel.mesh import Mesh
 _GIB = 2**30
 _ROOM = 0.8
 """Of a chip's memory, what weights may take where a slice or a mesh is proposed."""
-_TRAINED = 12
-"""Bytes that AdamW keeps of each weight."""
+_TRAINED, _GATHERED = 12, 4
+"""Bytes of each weight that training keeps, divided over `fsdp`; and that every chip has within a step, in bfloat16: the
+weight and its gradient."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,10 +126,9 @@ def _divides(a: Architecture, tensor: int) -> bool:
     return not (a.heads % tensor or a.neurons % tensor or (a.kv_heads % tensor and tensor % a.kv_heads))
 
 
-def _weights(model: LanguageModel, trained: bool = False) -> int:
-    """Bytes of all weights, or of what training keeps."""
-    counts = [(math.prod(weight.shape), weight.dtype.itemsize) for weight in model.weights().values()]
-    return sum(count * (_TRAINED if trained else itemsize) for count, itemsize in counts)
+def _weights(model: LanguageModel) -> int:
+    """Bytes of all weights."""
+    return sum(math.prod(weight.shape) * weight.dtype.itemsize for weight in model.weights().values())
 
 
 def least_time(cost: Cost, chip: Chip) -> tuple[float, str]:
@@ -220,8 +220,10 @@ def advice(model: LanguageModel, settings: Settings, topology: Topology, mesh: M
         Sentences, the smallest change first. They are estimates from the weights alone; plan again to be sure.
     """
     trained = settings.workload == "train"
-    kept = _weights(model, trained) / _GIB
-    share = kept / (mesh.fsdp if trained else mesh.tensor * mesh.fsdp)
+    count = sum(math.prod(weight.shape) for weight in model.weights().values())
+    kept = (_TRAINED * count if trained else _weights(model)) / _GIB
+    everywhere = _GATHERED * count / _GIB if trained else 0.0
+    share = everywhere + kept / (mesh.fsdp if trained else mesh.tensor * mesh.fsdp)
     changes = []
     if settings.dtype == "float32" and not trained:
         changes.append("take --dtype bfloat16: weights take half")
@@ -235,7 +237,7 @@ def advice(model: LanguageModel, settings: Settings, topology: Topology, mesh: M
     if wider is not None:
         changes.append(f"divide the weights further: --mesh {wider}")
     for generation in dict.fromkeys((topology.generation, *CHIPS)):
-        found = _smallest(generation, kept, topology if generation == topology.generation else None)
+        found = _smallest(generation, kept, everywhere, topology if generation == topology.generation else None)
         if found is not None:
             changes.append(f"take a slice whose chips hold the weights with room to spare: --topology {found}")
     return changes
@@ -252,12 +254,12 @@ def _wider(model: LanguageModel, topology: Topology, mesh: Mesh, trained: bool) 
     return Mesh(data=chips // larger[0], tensor=larger[0]) if larger else None
 
 
-def _smallest(generation: str, kept: float, beyond: Topology | None) -> Topology | None:
-    """The smallest slice of a generation whose chips together hold so many GiB with room to spare."""
+def _smallest(generation: str, kept: float, everywhere: float, beyond: Topology | None) -> Topology | None:
+    """The smallest slice of a generation whose chips hold some GiB together, and others each, with room to spare."""
     for grid in SLICES[generation]:
         found = Topology.of(f"{generation}:{grid}")
         larger = beyond is None or found.chips > beyond.chips
-        if larger and kept <= _ROOM * found.chips * found.chip.memory:
+        if larger and kept / found.chips + everywhere <= _ROOM * found.chip.memory:
             return found
     return None
 
@@ -304,7 +306,7 @@ def _described(part: pl.DataFrame) -> list[str]:
     values = {row["quantity"]: row for row in part.iter_rows(named=True)}
     seconds = values["least time"]
     lines = [
-        f"{part['part'][0]}, {values['times']['value']:,.0f} times",
+        f"{part['part'][0]}, {values['times']['value']:,.4g} times",
         (
             f"  {values['flops']['value'] / 1e12:,.4g} TFLOP, {values['bytes']['value'] / 1e9:,.4g} GB, "
             f"{values['memory']['value']:,.2f} GiB; at least {seconds['value'] * 1e3:,.4g} ms, "
