@@ -24,8 +24,8 @@ _GIB = 2**30
 _ROOM = 0.8
 """Of a chip's memory, what weights may take where a slice or a mesh is proposed."""
 _TRAINED, _GATHERED = 12, 4
-"""Bytes of each weight that training keeps, divided over `fsdp`; and that every chip has within a step, in bfloat16: the
-weight and its gradient."""
+"""Bytes of each weight that training keeps, divided over `fsdp`; and that every chip has within a step, of the weight and
+its gradient in bfloat16."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

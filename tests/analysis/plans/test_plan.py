@@ -27,12 +27,12 @@ from jaxinterp.parallel.mesh import Mesh
 CONFIG = {
     "model_type": "llama",
     "vocab_size": 512,
-    "hidden_size": 256,
+    "hidden_size": 512,
     "intermediate_size": 512,
     "num_hidden_layers": 5,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
-    "head_dim": 32,
+    "head_dim": 128,
     "max_position_embeddings": 4096,
 }
 
@@ -51,7 +51,7 @@ def value(table, part, quantity):
 
 def products(rows, seq, chips, *, read=1):
     """Operations of all matrix products of a forward pass on each chip."""
-    width, units, heads, kv_heads, head = 256, 512, 8, 4, 32
+    width, units, heads, kv_heads, head = 512, 512, 8, 4, 128
     weights = width * head * (2 * heads + 2 * kv_heads) + 3 * width * units
     attention = 2 * heads * head * seq
     return 2 * rows * (5 * seq * (weights + attention) + read * width * 512) / chips
@@ -64,7 +64,7 @@ def test_a_forward_pass_takes_what_its_products_take_and_two_sums_a_block(config
     assert value(table, "forward pass", "all-reduce") == 2 * 5 + 1, "attention and MLP of each block, and the embedding"
     model = load_shapes(config, "bfloat16")
     held = sum(np.prod(weight.shape) for weight in model.weights().values()) * 2 / 2
-    read = 5 * 4 * 128 * 256 * 2
+    read = 5 * 4 * 128 * 512 * 2
     assert value(table, "forward pass", "arguments") * 2**30 == pytest.approx(held, rel=0.02)
     assert value(table, "forward pass", "results") * 2**30 == pytest.approx(read, rel=0.1)
     assert value(table, "whole", "fits") == 1.0
@@ -97,7 +97,7 @@ def test_edits_of_every_block_compile_and_cost_little(config):
 def test_a_generated_token_keeps_keys_and_values_on_the_chips_of_their_heads(config):
     settings = plan.Settings(workload="generate", topology="v5e:2x2", mesh="tensor=4", rows=8, seq=64, new=64)
     table = plan.measure(config, settings)
-    kept = 2 * 5 * 8 * 128 * 4 * 32 * 2 / 4
+    kept = 2 * 5 * 8 * 128 * 4 * 128 * 2 / 4
     weights = value(table, "prompt", "arguments") * 2**30
     assert value(table, "token", "times") == 64
     assert value(table, "token", "arguments") * 2**30 - weights == pytest.approx(kept, rel=0.1)
