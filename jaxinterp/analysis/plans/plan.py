@@ -24,7 +24,7 @@ _GIB = 2**30
 _ROOM = 0.8
 """Of a chip's memory, what weights may take where a slice or a mesh is proposed."""
 _TRAINED, _GATHERED = 12, 4
-"""Bytes of each weight that training keeps, divided over `fsdp`; and that every chip has within a step, of the weight and
+"""Bytes of each weight that training keeps, divided over `fsdp`; and that every chip has within a step, of a weight and
 its gradient in bfloat16."""
 
 
