@@ -3,7 +3,8 @@
 A mesh has four axes, and every device stands at one place along each of them:
 
 * `tensor`: devices that share the heads, the MLP's units and the vocabulary of one model;
-* `fsdp`: devices that share the width of each weight, and the rows of a batch;
+* `fsdp`: devices that share the width of each weight, and the rows of a batch; a training step brings the weights
+  together for its passes, other passes leave them where they are and share the width of the residual stream too;
 * `data`: groups with a whole model each, which share the rows of a batch;
 * `sweep`: groups with a whole model each, which share the cells of a sweep, and the rows of a batch elsewhere.
 
@@ -110,12 +111,12 @@ class Mesh:
             raise ValueError(f"mesh: every axis has to be at least 1, not {self.shape} for {AXES}")
         if self.size > len(found):
             raise ValueError(
-                f"mesh: {self} asks for {self.size} devices, and there are {len(found)}; lower one axis, or for trying "
-                f"it out on a CPU set XLA_FLAGS=--xla_force_host_platform_device_count={self.size}"
+                f"mesh {self}: {self.size} devices are asked for, and there are {len(found)}; lower one axis, or, to "
+                f"try it out on a CPU, set XLA_FLAGS=--xla_force_host_platform_device_count={self.size}"
             )
         if len({device.process_index for device in found}) > 1 and self.size != len(found):
             raise ValueError(
-                f"mesh: {self} takes {self.size} of {len(found)} devices of several processes; take all of them"
+                f"mesh {self}: it takes {self.size} of {len(found)} devices of several processes; take all of them"
             )
         if found[0].platform == "tpu" and self.size == len(found):
             grid = mesh_utils.create_device_mesh(self.shape, found)

@@ -44,16 +44,20 @@ def shard(model: LanguageModel, mesh: meshes.Layout) -> LanguageModel:
     """
     laid_out = meshes.arrange(mesh)
     known = weight_shardings(model.architecture, laid_out)
-    everywhere = NamedSharding(laid_out, PartitionSpec())
 
     def place(node: Any) -> Any:
         if not isinstance(node, pz.ParameterValue):
-            return put(node, everywhere)
+            return put(node, everywhere(laid_out))
         array = put(node.value.data_array, known[node.label])
         return dataclasses.replace(node, value=dataclasses.replace(node.value, data_array=array))
 
     is_weight = lambda node: isinstance(node, pz.ParameterValue)  # noqa: E731
     return model.with_body(jax.tree_util.tree_map(place, model.body, is_leaf=is_weight))
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """What is whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def put(array: Any, sharding: NamedSharding) -> Any:
@@ -122,7 +126,17 @@ def fetch(array: Any) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _gather(mesh: Mesh) -> Any:
-    return jax.jit(lambda array: array, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(lambda array: array, out_shardings=everywhere(mesh))
+
+
+def to_one_device(tree: Tree) -> Tree:
+    """A tree on the default device of this process, which all processes of its mesh ask for together."""
+
+    def one(array: Any) -> Any:
+        device = jax.local_devices()[0]
+        return jax.device_put(array if array.is_fully_addressable else fetch(array), device)
+
+    return jax.tree_util.tree_map(one, tree)
 
 
 def restrict(tree: Tree, part: Mesh) -> Tree:
@@ -158,7 +172,7 @@ def agree(array: np.ndarray, mesh: Mesh | None) -> np.ndarray:
         The array with what the first process that knows says, NaN where none does.
     """
     known = np.asarray(array)
-    for other in _every(array, mesh):
+    for other in every(array, mesh):
         known = np.where(np.isnan(known), other, known)
     return known
 
@@ -174,10 +188,10 @@ def least(numbers: tuple[int, ...], mesh: Mesh | None) -> tuple[int, ...]:
         As many numbers.
     """
     given = np.minimum(numbers, np.iinfo(np.int32).max).astype(np.int32)
-    return tuple(int(number) for number in _every(given, mesh).min(axis=0))
+    return tuple(int(number) for number in every(given, mesh).min(axis=0))
 
 
-def _every(array: np.ndarray, mesh: Mesh | None) -> np.ndarray:
+def every(array: np.ndarray, mesh: Mesh | None) -> np.ndarray:
     """An array of each process, [process, ...]."""
     if mesh is None or not mesh.is_multi_process:
         return np.asarray(array)[None]
@@ -186,8 +200,8 @@ def _every(array: np.ndarray, mesh: Mesh | None) -> np.ndarray:
 
 def whole_sharding(array: jax.Array) -> Any:
     """Where an array is, with all of it on every device there."""
-    sharding = array.sharding
-    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
+    mesh = mesh_of(array)
+    return array.sharding if mesh is None else everywhere(mesh)
 
 
 def first_process() -> bool:

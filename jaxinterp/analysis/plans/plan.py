@@ -112,18 +112,30 @@ def choose_mesh(model: LanguageModel, topology: Topology, settings: Settings) ->
         The mesh.
     """
     a, chips = model.architecture, topology.chips
+    divisors = _divisors(a, chips)
     if settings.workload == "train":
-        return Mesh(fsdp=chips) if not a.embedding % chips else Mesh(data=chips)
+        within = _GATHERED * _parameters(model) / (topology.chip.memory * _GIB / 2)
+        tensor = next((size for size in divisors if within / size <= 1), max(divisors))
+        over = chips // tensor
+        return Mesh(tensor=tensor, **{"data" if a.embedding % over else "fsdp": over})
     held = _weights(model) / (topology.chip.memory * _ROOM * _GIB)
-    divisors = [size for size in range(1, chips + 1) if not chips % size and _divides(a, size)]
     tensor = next((size for size in divisors if held / size <= 1), max(divisors))
     if settings.workload == "patch_sweep":
         return Mesh(sweep=chips // tensor, tensor=tensor)
     return Mesh(data=chips // tensor, tensor=tensor)
 
 
-def _divides(a: Architecture, tensor: int) -> bool:
-    return not (a.heads % tensor or a.neurons % tensor or (a.kv_heads % tensor and tensor % a.kv_heads))
+def _divisors(a: Architecture, chips: int) -> list[int]:
+    """Among how many of some chips the heads and units of a model may be divided."""
+    return [
+        size
+        for size in range(1, chips + 1)
+        if not (chips % size or a.heads % size or a.neurons % size or (a.kv_heads % size and size % a.kv_heads))
+    ]
+
+
+def _parameters(model: LanguageModel) -> int:
+    return sum(math.prod(weight.shape) for weight in model.weights().values())
 
 
 def _weights(model: LanguageModel) -> int:
@@ -187,7 +199,7 @@ def _of_whole(
     needed = refused.needed if refused else peak(found)
     fits = refused is None and needed is not None and needed <= chip.memory * _GIB
     rows: list[tuple] = [
-        ("whole", "parameters", float(sum(math.prod(w.shape) for w in model.weights().values())), "", None),
+        ("whole", "parameters", float(_parameters(model)), "", None),
         ("whole", "memory", None if needed is None else needed / _GIB, "GiB", str(refused) if refused else None),
         ("whole", "available", chip.memory, "GiB", "what the compiler lets a program take"),
         ("whole", "fits", float(fits), "", None),
@@ -220,10 +232,9 @@ def advice(model: LanguageModel, settings: Settings, topology: Topology, mesh: M
         Sentences, the smallest change first. They are estimates from the weights alone; plan again to be sure.
     """
     trained = settings.workload == "train"
-    count = sum(math.prod(weight.shape) for weight in model.weights().values())
-    kept = (_TRAINED * count if trained else _weights(model)) / _GIB
-    everywhere = _GATHERED * count / _GIB if trained else 0.0
-    share = everywhere + kept / (mesh.fsdp if trained else mesh.tensor * mesh.fsdp)
+    kept = (_TRAINED * _parameters(model) if trained else _weights(model)) / _GIB
+    within = _GATHERED * _parameters(model) / _GIB if trained else 0.0
+    share = (kept / mesh.fsdp + within) / mesh.tensor
     changes = []
     if settings.dtype == "float32" and not trained:
         changes.append("take --dtype bfloat16: weights take half")
@@ -237,7 +248,8 @@ def advice(model: LanguageModel, settings: Settings, topology: Topology, mesh: M
     if wider is not None:
         changes.append(f"divide the weights further: --mesh {wider}")
     for generation in dict.fromkeys((topology.generation, *CHIPS)):
-        found = _smallest(generation, kept, everywhere, topology if generation == topology.generation else None)
+        beyond = topology if generation == topology.generation else None
+        found = _smallest(generation, model.architecture, kept, within, beyond)
         if found is not None:
             changes.append(f"take a slice whose chips hold the weights with room to spare: --topology {found}")
     return changes
@@ -245,21 +257,22 @@ def advice(model: LanguageModel, settings: Settings, topology: Topology, mesh: M
 
 def _wider(model: LanguageModel, topology: Topology, mesh: Mesh, trained: bool) -> Mesh | None:
     """A mesh of the same chips that divides the weights further, if there is one."""
-    chips = topology.chips
-    if trained:
-        return Mesh(fsdp=chips) if mesh.fsdp < chips and not model.architecture.embedding % chips else None
-    larger = [
-        size for size in range(mesh.tensor + 1, chips + 1) if not chips % size and _divides(model.architecture, size)
-    ]
-    return Mesh(data=chips // larger[0], tensor=larger[0]) if larger else None
+    larger = [size for size in _divisors(model.architecture, topology.chips) if size > mesh.tensor]
+    if not larger:
+        return None
+    over = topology.chips // larger[0]
+    return Mesh(tensor=larger[0], fsdp=over) if trained else Mesh(tensor=larger[0], data=over)
 
 
-def _smallest(generation: str, kept: float, everywhere: float, beyond: Topology | None) -> Topology | None:
-    """The smallest slice of a generation whose chips hold some GiB together, and others each, with room to spare."""
+def _smallest(
+    generation: str, architecture: Architecture, kept: float, within: float, beyond: Topology | None
+) -> Topology | None:
+    """The smallest slice of a generation with room to spare for GiB that are divided over all chips, or over `tensor`."""
     for grid in SLICES[generation]:
         found = Topology.of(f"{generation}:{grid}")
         larger = beyond is None or found.chips > beyond.chips
-        if larger and kept / found.chips + everywhere <= _ROOM * found.chip.memory:
+        each = kept / found.chips + within / max(_divisors(architecture, found.chips))
+        if larger and each <= _ROOM * found.chip.memory:
             return found
     return None
 

@@ -40,10 +40,11 @@ from jaxinterp.models import nnx as scanned
 from jaxinterp.models.blocks import Decoder
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.parallel import mesh as meshes
+from jaxinterp.parallel.placement import rows_over
+from jaxinterp.parallel.stacked import shardings
 from jaxinterp.sites.positions import last
 from jaxinterp.sites.selectors import head, resid_post, unit
 from jaxinterp.training import language_model
-from jaxinterp.training import mesh as training_mesh
 
 Workload = Literal["forward", "edited_forward", "generate", "patch_sweep", "train"]
 WORKLOADS: tuple[str, ...] = get_args(Workload)
@@ -72,7 +73,7 @@ def parts(workload: str, model: LanguageModel, mesh: Mesh, load: Load) -> list[P
         "patch_sweep": patch_sweep,
         "train": _train,
     }
-    over = int(np.prod([mesh.shape[name] for name in meshes.ROWS]))
+    over = rows_over(mesh)
     if load.rows % over:
         raise ValueError(f"{load.rows} rows do not divide among {over} groups of chips; take a multiple of {over}")
     return makers[workload](model, mesh, load)
@@ -172,10 +173,12 @@ def _train(model: LanguageModel, mesh: Mesh, load: Load) -> list[Part]:
         )
         graph, weights = nnx.split(decoder)
         state = {"weights": weights, "optimiser": jax.eval_shape(rule.init, weights)}
-        places = training_mesh.shardings(mesh, architecture, state)
+        places = shardings(mesh, architecture, state)
+        gathered = shardings(mesh, architecture, weights, gathered=True)
         state = jax.tree.map(shape_of, state, places)
         batch = (over_rows((load.rows, load.seq + 1), jnp.int32, mesh), None, None)
-        step = functools.partial(language_model.take_step, graph, rule, course.compute, tuple(jax.tree.leaves(places)))
+        kept = tuple(jax.tree.leaves(places)), tuple(jax.tree.leaves(gathered))
+        step = functools.partial(language_model.take_step, graph, rule, course.compute, kept)
         return compile_cost(step, state, batch, donate=(0,), what="a training step")
 
     whole = cost(model.architecture.layers, unroll=False)

@@ -103,7 +103,8 @@ def test_a_program_without_all_weights_runs_beside_what_the_first_left():
         ("llama-3-8b", "v5e:2x4", "patch_sweep", "tensor=2,sweep=4"),
         ("llama-3-70b", "v5e:4x4", "forward", "tensor=16"),
         ("llama-3-70b", "v5e:2x4", "forward", "tensor=8"),
-        ("llama-3-8b", "v5e:4x4", "train", "fsdp=16"),
+        ("llama-3-8b", "v5e:4x4", "train", "fsdp=4,tensor=4"),
+        ("qwen2.5-3b", "v5p:2x2x1", "train", "fsdp=4"),
     ],
 )
 def test_a_mesh_divides_the_weights_as_far_as_needed(name, topology, workload, mesh):
