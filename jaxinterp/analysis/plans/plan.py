@@ -267,7 +267,7 @@ def _wider(model: LanguageModel, topology: Topology, mesh: Mesh, trained: bool) 
 def _smallest(
     generation: str, architecture: Architecture, kept: float, within: float, beyond: Topology | None
 ) -> Topology | None:
-    """The smallest slice of a generation with room to spare for GiB that are divided over all chips, or over `tensor`."""
+    """The smallest slice with room to spare for GiB that are divided over all chips, and others over `tensor`."""
     for grid in SLICES[generation]:
         found = Topology.of(f"{generation}:{grid}")
         larger = beyond is None or found.chips > beyond.chips
