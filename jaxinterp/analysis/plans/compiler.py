@@ -7,11 +7,12 @@ checked by it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -137,7 +138,8 @@ def compile_cost(function: Callable[..., Any], *arguments: Any, donate: tuple[in
         ValueError: The TPU has no way to do an operation in it.
     """
     try:
-        compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+        with _nothing_kept():
+            compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
     except NotImplementedError as error:
         raise ValueError(f"{what}: a TPU cannot do this: {_first_line(error)}") from error
     except jax.errors.JaxRuntimeError as error:
@@ -152,6 +154,18 @@ def compile_cost(function: Callable[..., Any], *arguments: Any, donate: tuple[in
         working=taken.temp_size_in_bytes,
         sent=collectives.count(compiled.as_text()),
     )
+
+
+@contextlib.contextmanager
+def _nothing_kept() -> Iterator[None]:
+    """Keeps programs out of the folder of compiled programs: for chips that are not there they cannot be read back."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    jax.config.update(name, float("inf"))
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _explained(error: Exception, what: str) -> Exception:

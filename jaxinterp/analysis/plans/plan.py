@@ -76,6 +76,7 @@ def measure(source: str | Path, settings: Settings) -> pl.DataFrame:
     if min(settings.rows, settings.seq, settings.new) < 1:
         raise ValueError(f"rows is {settings.rows}, seq {settings.seq} and new {settings.new}; each must be positive")
     topology = Topology.of(settings.topology)
+    settings = dataclasses.replace(settings, dtype="float32") if settings.workload == "train" else settings
     model = load_shapes(source, settings.dtype)
     mesh = Mesh.of(settings.mesh) if settings.mesh else choose_mesh(model, topology, settings)
     if mesh.size != topology.chips:
@@ -88,11 +89,16 @@ def measure(source: str | Path, settings: Settings) -> pl.DataFrame:
     except DoesNotFitError as error:
         found, refused = [], error
     taken = time.monotonic() - started
-    rows = _of_parts(found, topology.chip)
-    rows = [*_of_whole(model, found, refused, topology, taken), *rows]
-    if rows[3][2] == 0.0:
-        needed = rows[1][2]
-        changes = advice(model, settings, topology, mesh, needed)
+    needed = refused.needed if refused else peak(found)
+    fits = refused is None and needed is not None and needed <= topology.chip.memory * _GIB
+    rows = [*_of_whole(model, found, topology.chip), *_of_parts(found, topology.chip)]
+    rows += [
+        ("whole", "memory", None if needed is None else needed / _GIB, "GiB", str(refused) if refused else None),
+        ("whole", "fits", float(fits), "", None),
+        ("whole", "compiled in", taken, "s", "on this machine"),
+    ]
+    if not fits:
+        changes = advice(model, settings, topology, mesh, None if needed is None else needed / _GIB)
         rows += [("whole", "change", float(number), "", change) for number, change in enumerate(changes, 1)]
     known = {"model": model.source, **dataclasses.asdict(settings), "mesh": str(mesh), "topology": str(topology)}
     schema = {"part": pl.String, "quantity": pl.String, "value": pl.Float64, "unit": pl.String, "note": pl.String}
@@ -192,30 +198,22 @@ def peak(found: Sequence[Part]) -> float:
     return max(part.cost.memory + (0 if part.whole else kept) for part in found)
 
 
-def _of_whole(
-    model: LanguageModel, found: Sequence[Part], refused: DoesNotFitError | None, topology: Topology, taken: float
-) -> list[tuple]:
-    chip = topology.chip
-    needed = refused.needed if refused else peak(found)
-    fits = refused is None and needed is not None and needed <= chip.memory * _GIB
+def _of_whole(model: LanguageModel, found: Sequence[Part], chip: Chip) -> list[tuple]:
     rows: list[tuple] = [
         ("whole", "parameters", float(_parameters(model)), "", None),
-        ("whole", "memory", None if needed is None else needed / _GIB, "GiB", str(refused) if refused else None),
         ("whole", "available", chip.memory, "GiB", "what the compiler lets a program take"),
-        ("whole", "fits", float(fits), "", None),
     ]
-    if found:
-        sums = {
-            "flops": sum(part.times * part.cost.flops for part in found),
-            "bytes": sum(part.times * part.cost.bytes for part in found),
-            "sent": sum(part.times * size for part in found for _, size in part.cost.sent.values()),
-        }
-        seconds = sum(part.times * least_time(part.cost, chip)[0] for part in found)
-        units = {"flops": "", "bytes": "B", "sent": "B"}
-        rows += [("whole", name, value, units[name], None) for name, value in sums.items()]
-        rows.append(("whole", "least time", seconds, "s", f"by the figures of {chip.source}"))
-    rows.append(("whole", "compiled in", taken, "s", "on this machine"))
-    return rows
+    if not found:
+        return rows
+    sums = {
+        "flops": sum(part.times * part.cost.flops for part in found),
+        "bytes": sum(part.times * part.cost.bytes for part in found),
+        "sent": sum(part.times * size for part in found for _, size in part.cost.sent.values()),
+    }
+    seconds = sum(part.times * least_time(part.cost, chip)[0] for part in found)
+    units = {"flops": "", "bytes": "B", "sent": "B"}
+    rows += [("whole", name, value, units[name], None) for name, value in sums.items()]
+    return [*rows, ("whole", "least time", seconds, "s", f"by the figures of {chip.source}")]
 
 
 def advice(model: LanguageModel, settings: Settings, topology: Topology, mesh: Mesh, needed: float | None) -> list[str]:
