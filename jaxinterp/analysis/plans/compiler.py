@@ -144,15 +144,15 @@ def compile_cost(function: Callable[..., Any], *arguments: Any, donate: tuple[in
         raise ValueError(f"{what}: a TPU cannot do this: {_first_line(error)}") from error
     except jax.errors.JaxRuntimeError as error:
         raise _explained(error, what) from error
-    taken, counted = compiled.memory_analysis(), compiled.cost_analysis()
-    assert taken is not None and counted is not None, "the compiler counts"
+    taken, counted, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    assert taken is not None and counted is not None and text is not None, "the compiler counts"
     return Cost(
         flops=max(0.0, counted.get("flops", 0.0)),
         bytes=counted.get("bytes accessed", 0.0),
         arguments=taken.argument_size_in_bytes,
         results=taken.output_size_in_bytes - taken.alias_size_in_bytes,
         working=taken.temp_size_in_bytes,
-        sent=collectives.count(compiled.as_text()),
+        sent=collectives.count(text),
     )
 
 
