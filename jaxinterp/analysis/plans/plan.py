@@ -78,6 +78,9 @@ def measure(source: str | Path, settings: Settings) -> pl.DataFrame:
     topology = Topology.of(settings.topology)
     settings = dataclasses.replace(settings, dtype="float32") if settings.workload == "train" else settings
     model = load_shapes(source, settings.dtype)
+    a, asked = model.architecture, settings.seq + (settings.new if settings.workload == "generate" else 0)
+    if a.learned_positions and asked > a.context:
+        raise ValueError(f"{model.source} has {a.context} learned positions, and {asked} tokens are asked for")
     mesh = Mesh.of(settings.mesh) if settings.mesh else choose_mesh(model, topology, settings)
     if mesh.size != topology.chips:
         raise ValueError(f"mesh {mesh} has {mesh.size} devices, and {topology} has {topology.chips} chips")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -62,20 +62,21 @@ class Load:
     memory: float
 
 
-def of_all_blocks(cost: Callable[[int], Cost], model: LanguageModel) -> Cost:
-    """The cost of a program that goes through all blocks of a model, from those of two shallow ones.
+def of_all_blocks(costs: Callable[[int], Sequence[Cost]], model: LanguageModel) -> list[Cost]:
+    """The costs of programs that go through all blocks of a model, from those of two shallow ones.
 
     Args:
-        cost: Number of blocks -> cost.
+        costs: Number of blocks -> costs.
         model: Without numbers.
 
     Returns:
-        The cost with all blocks.
+        The costs with all blocks.
     """
     layers = model.architecture.layers
     if layers <= FEW + 1:
-        return cost(layers)
-    return cost(FEW + 1).continued(cost(FEW), layers - FEW - 1)
+        return list(costs(layers))
+    pairs = zip(costs(FEW), costs(FEW + 1), strict=True)
+    return [more.continued(few, layers - FEW - 1) for few, more in pairs]
 
 
 def first_blocks(model: LanguageModel, depth: int) -> LanguageModel:

@@ -64,7 +64,8 @@ def patch_sweep(model: LanguageModel, mesh: Mesh, load: Load) -> list[Part]:
     sizes = _sizes(model, mesh, load, shares)
     programs = _Programs(model, mesh, sizes, seq)
     turns = math.ceil(math.ceil(load.rows / sizes.rows) / shares)
-    found = [Part("unedited run", turns, of_all_blocks(programs.unedited, model))]
+    (unedited,) = of_all_blocks(lambda depth: [programs.unedited(depth)], model)
+    found = [Part("unedited run", turns, unedited)]
     for start, positions in _columns(seq).items():
         width = seq - start
         tile = _power_of_two(sizes.tile // (sizes.rows * width))

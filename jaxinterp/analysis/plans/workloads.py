@@ -22,7 +22,6 @@ from jaxinterp.activations.run import bucket
 from jaxinterp.activations.stages import Texts
 from jaxinterp.analysis.plans.compiler import Cost, compile_cost
 from jaxinterp.analysis.plans.shapes import (
-    FEW,
     Load,
     Part,
     first_blocks,
@@ -80,7 +79,7 @@ def parts(workload: str, model: LanguageModel, mesh: Mesh, load: Load) -> list[P
 
 
 def _forward(model: LanguageModel, mesh: Mesh, load: Load, *, edited: bool) -> list[Part]:
-    def cost(depth: int) -> Cost:
+    def costs(depth: int) -> list[Cost]:
         small = first_blocks(model, depth)
         some = placed(_edited(small) if edited else small, mesh)
         base = Base.of(cast("Decoder", some.body))
@@ -90,11 +89,11 @@ def _forward(model: LanguageModel, mesh: Mesh, load: Load, *, edited: bool) -> l
         def forward(blocks: Any, ends: Any, texts: Texts) -> Any:
             return read_pass(dataclasses.replace(base, blocks=blocks, ends=ends), texts, wanted, "last")
 
-        return compile_cost(
-            forward, base.blocks, base.ends, texts_over(load.rows, load.seq, mesh), what="the forward pass"
-        )
+        limit = small.architecture.context if small.architecture.learned_positions else None
+        texts = texts_over(load.rows, bucket(load.seq, limit), mesh)
+        return [compile_cost(forward, base.blocks, base.ends, texts, what="the forward pass")]
 
-    return [Part("forward pass", 1, of_all_blocks(cost, model))]
+    return [Part("forward pass", 1, cost) for cost in of_all_blocks(costs, model)]
 
 
 def _edited(model: LanguageModel) -> LanguageModel:
@@ -111,7 +110,7 @@ def _generate(model: LanguageModel, mesh: Mesh, load: Load) -> list[Part]:
     a = model.architecture
     slots = bucket(load.seq) + load.new
 
-    def programs(depth: int) -> tuple[Cost, Cost]:
+    def costs(depth: int) -> list[Cost]:
         some = placed(first_blocks(model, depth), mesh)
         texts = texts_over(load.rows, bucket(load.seq), mesh)
 
@@ -130,11 +129,9 @@ def _generate(model: LanguageModel, mesh: Mesh, load: Load) -> list[Part]:
             on_every_chip((), jnp.int32, mesh),
         )
         token = over_rows((load.rows,), jnp.int32, mesh)
-        return prompt, compile_cost(step, some.body, memory, token, text, donate=(1,), what="a generated token")
+        return [prompt, compile_cost(step, some.body, memory, token, text, donate=(1,), what="a generated token")]
 
-    few, more = programs(FEW), programs(FEW + 1)
-    further = a.layers - FEW - 1
-    prompt, step = (two.continued(one, further) for one, two in zip(few, more, strict=True))
+    prompt, step = of_all_blocks(costs, model)
     return [Part("prompt", 1, prompt), Part("token", load.new, step)]
 
 
@@ -182,11 +179,6 @@ def _train(model: LanguageModel, mesh: Mesh, load: Load) -> list[Part]:
         return compile_cost(step, state, batch, donate=(0,), what="a training step")
 
     whole = cost(model.architecture.layers, unroll=False)
-    counted = of_all_blocks(functools.partial(cost, unroll=True), model)
-    return [
-        Part(
-            "training step",
-            1,
-            dataclasses.replace(whole, **{f: getattr(counted, f) for f in ("flops", "bytes", "sent")}),
-        )
-    ]
+    (counted,) = of_all_blocks(lambda depth: [cost(depth, unroll=True)], model)
+    taken = {name: getattr(whole, name) for name in ("arguments", "results", "working")}
+    return [Part("training step", 1, dataclasses.replace(counted, **taken))]

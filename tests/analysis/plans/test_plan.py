@@ -22,6 +22,7 @@ from jaxinterp.analysis.plans.chips import CHIPS, Topology
 from jaxinterp.analysis.plans.compiler import DoesNotFitError
 from jaxinterp.analysis.plans.shapes import Load
 from jaxinterp.models.shape_model import load_shapes
+from jaxinterp.models.toy import CONFIGS
 from jaxinterp.parallel.mesh import Mesh
 
 CONFIG = {
@@ -85,6 +86,15 @@ def test_blocks_that_are_not_compiled_count_as_if_they_were(config, monkeypatch)
     assert guessed.cost.arguments == compiled.cost.arguments
     assert guessed.cost.results == compiled.cost.results
     assert guessed.cost.sent["all-reduce"] == compiled.cost.sent["all-reduce"]
+
+
+def test_a_shallow_model_and_one_with_learned_positions(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "gpt2", **CONFIGS["gpt2"], "n_layer": 1}))
+    settings = plan.Settings(workload="generate", topology="v5e:2x2", mesh="data=4", rows=4, seq=48, new=16)
+    assert value(plan.measure(path, settings), "token", "times") == 16
+    with pytest.raises(ValueError, match="has 64 learned positions, and 65 tokens are asked for"):
+        plan.measure(path, plan.Settings(workload="generate", topology="v5e:2x2", seq=48, new=17))
 
 
 def test_edits_of_every_block_compile_and_cost_little(config):
