@@ -11,7 +11,7 @@ from jaxinterp.models.architecture import Architecture
 _CPU_TILE = 512
 """Tokens that a CPU takes through a block at a time; more is no faster."""
 
-_ACCELERATOR_TILE = 1 << 15
+ACCELERATOR_TILE = 1 << 15
 """The same for accelerators, if they fit."""
 
 
@@ -32,7 +32,9 @@ class Sizes:
     logits: int
 
 
-def choose_sizes(architecture: Architecture, texts: tuple[int, int], memory: int, itemsize: int = 4) -> Sizes:
+def choose_sizes(
+    architecture: Architecture, texts: tuple[int, int], memory: int, itemsize: int = 4, best: int | None = None
+) -> Sizes:
     r"""Chooses sizes that keep a sweep within some memory.
 
     For `B` texts of `T` tokens at a time, `L` blocks, width `d`, `K` numbers in a token's keys, `F` MLP units and
@@ -45,6 +47,7 @@ def choose_sizes(architecture: Architecture, texts: tuple[int, int], memory: int
         texts: Number of texts, and tokens in each.
         memory: Bytes.
         itemsize: Bytes of a number.
+        best: Tokens that are best taken through a block at a time; by default what suits the device.
 
     Returns:
         The sizes.
@@ -64,7 +67,7 @@ def choose_sizes(architecture: Architecture, texts: tuple[int, int], memory: int
             f"a sweep over texts of {length} tokens needs {needed / 2**20:.3g} MiB besides the model, and has "
             f"{memory / 2**20:.3g} MiB; use shorter texts, or give it more with memory="
         )
-    tile = max(length, min(_best_tile(), quarter // per_token))
+    tile = max(length, min(best or _best_tile(), quarter // per_token))
     rows = rows_at_once(count, length, quarter // per_row, tile)
     cells = max(1, quarter // (2 * rows * length * width))
     return Sizes(rows, cells, tile, max(1, quarter // (3 * architecture.vocabulary)))
@@ -93,4 +96,4 @@ def rows_at_once(count: int, length: int, most: int, tile: int | None = None) ->
 
 
 def _best_tile() -> int:
-    return _CPU_TILE if jax.default_backend() == "cpu" else _ACCELERATOR_TILE
+    return _CPU_TILE if jax.default_backend() == "cpu" else ACCELERATOR_TILE

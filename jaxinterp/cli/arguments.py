@@ -41,6 +41,7 @@ def load_model(source: str, dtype: str = "float32", mesh: str | None = None) -> 
     """
     from jaxinterp import artefacts
     from jaxinterp.activations.compilation import keep_compiled_programs
+    from jaxinterp.cli.backends import warn_of_fallback
     from jaxinterp.models.language_model import load
     from jaxinterp.parallel.loading import load_sharded
 
@@ -48,6 +49,7 @@ def load_model(source: str, dtype: str = "float32", mesh: str | None = None) -> 
         return load(place, dtype) if mesh is None else load_sharded(place, mesh, dtype)
 
     keep_compiled_programs()
+    warn_of_fallback()
     say(f"loading {source}")
     if not source.endswith("source.json"):
         return read(source)

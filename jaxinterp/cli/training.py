@@ -34,11 +34,13 @@ def train(
     """
     join_processes(None, distributed)
     from jaxinterp.activations.compilation import keep_compiled_programs
+    from jaxinterp.cli.backends import warn_of_fallback
     from jaxinterp.config import load_config
     from jaxinterp.training import grpo_recipe
     from jaxinterp.training import recipe as recipes
 
     keep_compiled_programs()
+    warn_of_fallback()
     given = recipes.read(recipe)
     if given.get("stage") == "grpo":
         given |= {} if start is None else {"start": start}

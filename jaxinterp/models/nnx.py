@@ -28,6 +28,7 @@ class Decoder(nnx.Module):
         blocks: Weights of the blocks, canonical names without the `blocks.{layer}.` prefix, each
             `[layer, ...canonical axes]`.
         remat: Whether a gradient recomputes each block instead of keeping its activations.
+        unroll: Whether the loop over blocks is written out, so that a compiler counts each of them.
 
     Examples:
         >>> sizes = dict(vocabulary=11, embedding=8, layers=2, heads=2, kv_heads=1, projection=4, neurons=16)
@@ -43,6 +44,7 @@ class Decoder(nnx.Module):
         rngs: nnx.Rngs,
         dtype: jax.typing.DTypeLike = jnp.float32,
         remat: bool = False,
+        unroll: bool = False,
     ) -> None:
         """Draws random weights.
 
@@ -51,9 +53,10 @@ class Decoder(nnx.Module):
             rngs: Source of the weights' key (stream `params`).
             dtype: Of every weight, and of the computation except norms, softmax and logits, which are float32.
             remat: Whether a gradient recomputes each block instead of keeping its activations.
+            unroll: Whether the loop over blocks is written out.
         """
         self.architecture = architecture
-        self.remat = remat
+        self.remat, self.unroll = remat, unroll
         weights = initial_weights(architecture, rngs.params(), dtype)
         self.table = nnx.Dict({name: nnx.Param(w) for name, w in weights.items() if not name.startswith(_STACKED)})
         blocks = {name.removeprefix(_STACKED): w for name, w in weights.items() if name.startswith(_STACKED)}
@@ -172,7 +175,7 @@ class Decoder(nnx.Module):
             return block(architecture, layer, x, positions, lambda q, k, v: (attend(architecture, q, k, v, seen), None))
 
         scanned = jax.checkpoint(step) if self.remat else step
-        x, _ = jax.lax.scan(scanned, self.embed(tokens, positions), self.layers())
+        x, _ = jax.lax.scan(scanned, self.embed(tokens, positions), self.layers(), unroll=self.unroll)
         return self.final_norm(x)
 
 

@@ -184,7 +184,7 @@ def train(
     before = journal.rows[-1] if journal.rows else {"tokens": 0, "seconds": 0.0}
     window = _Window()
     for step in shown(first, course.last, flops.size(batches[first])[0], "tokens"):
-        state, loss, norm = _step(graph, rule, course.compute, kept, state, batch(step))
+        state, loss, norm = take_step(graph, rule, course.compute, kept, state, batch(step))
         if step == first:
             window.begin()
         window.add(loss, norm, batches[step])
@@ -255,7 +255,20 @@ def _stray(course: Course, checkpoints: Checkpoints | None, done: int, steps: in
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=4)
-def _step(graph: Any, rule: Any, compute: str, places: Any, state: Any, batch: Any) -> Any:
+def take_step(graph: Any, rule: Any, compute: str, places: Any, state: Any, batch: Any) -> Any:
+    """One step of training.
+
+    Args:
+        graph: Of the decoder, as `nnx.split` gives it.
+        rule: The optimiser.
+        compute: What the passes compute in, as in `Course`.
+        places: Shardings of the leaves of `state`, and of the weights as a pass takes them.
+        state: Weights and the optimiser's numbers; they are used up.
+        batch: What `jaxinterp.training.evaluation.predict` takes.
+
+    Returns:
+        The state, the mean loss in nats, and the gradient's norm.
+    """
     kept, gathered = places
 
     def loss_of(weights: Any) -> jax.Array:

@@ -25,7 +25,12 @@ def written(folder, family):
 
 @pytest.mark.parametrize(
     ("name", "parameters", "published"),
-    [("qwen2.5-3b", 3_085_938_688, 3.09e9), ("r1-distill-qwen-14b", 14_770_033_664, 14.8e9)],
+    [
+        ("qwen2.5-3b", 3_085_938_688, 3.09e9),
+        ("r1-distill-qwen-14b", 14_770_033_664, 14.8e9),
+        ("llama-3-8b", 8_030_261_248, 8.03e9),
+        ("llama-3-70b", 70_553_706_496, 70.6e9),
+    ],
 )
 def test_the_shipped_architectures_have_the_published_parameters(name, parameters, published):
     model = load_shapes(f"shape:{name}", "bfloat16")
@@ -128,7 +133,9 @@ def test_weights_can_be_filled_in(tmp_path):
 
 
 def test_what_is_no_config_is_refused_with_the_fix(tmp_path):
-    with pytest.raises(ValueError, match=r"there is no architecture 'qwen-9b': there are qwen2\.5-3b, r1-distill-qwen"):
+    with pytest.raises(
+        ValueError, match=r"there is no architecture 'qwen-9b': there are llama-3-70b, .*qwen2\.5-3b, r1-distill-qwen"
+    ):
         load_shapes("shape:qwen-9b")
     with pytest.raises(ValueError, match=r"there is no file .*nowhere: give a config\.json, a folder with one, or"):
         load_shapes(tmp_path / "nowhere")

@@ -159,6 +159,16 @@ def test_a_wrong_setting_is_an_error_before_any_job(tmp_path, settings, overlay,
     assert not (tmp_path / "resources").exists()
 
 
+def test_a_backend_may_be_required_of_what_computes(tmp_path, settings):
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps({"require_backend": "tpu"}))
+    asked = ["--dry-run", "--printshellcmds", "probing", "train_countdown"]
+    status, text = finish(snakemake(tmp_path, settings, path, targets=asked))
+    assert status == 0, text[-4000:]
+    assert "jaxinterp --require-backend tpu run probing" in text
+    assert text.count("jaxinterp --require-backend tpu train ") == 2
+
+
 def test_models_are_trained_and_practise(tmp_path):
     status, text = finish(snakemake(tmp_path, targets=("train_countdown",)))
     assert status == 0, text[-8000:]

@@ -45,9 +45,8 @@ def read_section(name):
 
 
 def refuse_unknown_sections():
-    known = dict.fromkeys(
-        ["models", "edited", "dtype", "memory", "threads", "image", "distributed", *SECTIONS, "pathvars"], {}
-    )  # pathvars: Snakemake's own
+    own = ["models", "edited", "dtype", "memory", "threads", "image", "distributed", "require_backend"]
+    known = dict.fromkeys([*own, *SECTIONS, "pathvars"], {})  # pathvars: Snakemake's own
     refuse_unknown_keys(config, {"properties": known, "additionalProperties": False}, "config")
 
 
@@ -82,6 +81,11 @@ def srun_words():
     if containers_are_used():
         start += ["apptainer", "exec", "--bind", f"{ROOT},{Path.cwd()}", "--env", "PYTHONPATH=", image()]
     return [*start, "env", f"JAX_COORDINATOR_ADDRESS={coordinator}"] if coordinator else start
+
+
+def backend_flags():
+    """What makes a job that finds no accelerator fail, instead of taking a thousand times as long."""
+    return ["--require-backend", config["require_backend"]] if config["require_backend"] else []
 
 
 def caption(name):

@@ -40,9 +40,10 @@ for experiment, needs in {name: needs for parts in PAPERS.values() for name, nee
             arrays=lambda wildcards, output: ["--arrays", output.arrays] if "arrays" in output.keys() else [],
             config=as_json(config[experiment]["config"]),
             dtype=config["dtype"],
+            backend=backend_flags(),
             code=code_digest(f"jaxinterp.experiments.{experiment}"),
         shell:
-            "jaxinterp run {params.experiment:q} --config {params.config:q} --model {params.models:q}"
+            "jaxinterp {params.backend:q} run {params.experiment:q} --config {params.config:q} --model {params.models:q}"
             " --dtype {params.dtype:q} {params.inputs:q} --output {output.table:q} {params.arrays:q} 2>&1 | tee {log:q}"
 
     rule:

@@ -30,9 +30,10 @@ rule train_supervised:
         runtime="4h",
     params:
         recipe=recipe("supervised"),
+        backend=backend_flags(),
         code=code_digest("jaxinterp.training.recipe"),
     shell:
-        "jaxinterp train {params.recipe:q} --output {output.model:q} 2>&1 | tee {log:q}"
+        "jaxinterp {params.backend:q} train {params.recipe:q} --output {output.model:q} 2>&1 | tee {log:q}"
 
 
 rule train_grpo:
@@ -50,9 +51,10 @@ rule train_grpo:
         runtime="4h",
     params:
         recipe=recipe("grpo"),
+        backend=backend_flags(),
         code=code_digest("jaxinterp.training.grpo_recipe"),
     shell:
-        "jaxinterp train {params.recipe:q} --start {input.start:q} --output {output.model:q} 2>&1 | tee {log:q}"
+        "jaxinterp {params.backend:q} train {params.recipe:q} --start {input.start:q} --output {output.model:q} 2>&1 | tee {log:q}"
 
 
 rule draw_training:
