@@ -21,17 +21,18 @@ Experiment = Annotated[Positional[str], arg(metavar="EXPERIMENT")]
 
 
 def load_model(source: str, dtype: str = "float32") -> LanguageModel:
-    """Loads a model; of a `source.json` that `fetch` wrote, the model beside it under its original name."""
+    """Loads a model; one that `fetch` brought, by its folder or the `source.json` in it, under its original name."""
     from jaxinterp import artefacts
     from jaxinterp.activations.compilation import keep_compiled_programs
     from jaxinterp.models.language_model import load
 
     keep_compiled_programs()
     say(f"loading {source}")
-    if not source.endswith("source.json"):
+    place = Path(source).parent if source.endswith("source.json") else Path(source)
+    if not (place / "source.json").is_file():
         return load(source, dtype)
-    record = artefacts.read_json(source)
-    return dataclasses.replace(load(Path(source).parent / record["path"], dtype), source=record["source"])
+    record = artefacts.read_json(place / "source.json")
+    return dataclasses.replace(load(place / record["path"], dtype), source=record["source"])
 
 
 def edited(model: LanguageModel, edits: tuple[str, ...]) -> LanguageModel:

@@ -80,13 +80,13 @@ def models_of(experiments):
     return list(dict.fromkeys(model for name in experiments for model in config[name]["models"].values()))
 
 
-def model_records(name):
-    """The files that say what each model of an experiment is, by role."""
-    return {role: f"<resources>/models/{model}/source.json" for role, model in config[name]["models"].items()}
+def model_folders(name):
+    """Where `fetch_model` puts each model of an experiment, by role."""
+    return {role: f"<resources>/models/{model}" for role, model in config[name]["models"].items()}
 
 
 def model_flags(name):
-    """What goes behind --model: ROLE=RECORD for each role."""
+    """What goes behind --model: ROLE=FOLDER for each role."""
     return lambda wildcards, input: [f"{role}={input[role]}" for role in config[name]["models"]]
 
 
