@@ -14,14 +14,16 @@ min_version("9.27")
 configfile: workflow.source_path("workflows/config/default.yaml")
 
 
+include: "workflows/rules/common.smk"
+
+
 # Used with --software-deployment-method apptainer only; containers/README.md says how to build it.
-container: "containers/jaxinterp-cpu.sif"
+container: image()
 
 
 report: "workflows/report/workflow.rst"
 
 
-include: "workflows/rules/common.smk"
 include: "workflows/rules/models.smk"
 include: "workflows/experiments/embedding_geometry.smk"
 include: "workflows/experiments/self_verification.smk"

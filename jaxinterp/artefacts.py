@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _KEY = "jaxinterp"
+_MARKER = Path("/etc/jaxinterp-image.json")
+_PACKAGE = Path(__file__).resolve().parent
 
 
 @contextlib.contextmanager
@@ -50,7 +53,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def provenance(
     config: Mapping[str, Any] | None = None, models: Mapping[str, str] | Sequence[str] = (), seed: int | None = None
 ) -> dict[str, Any]:
-    """Where a result comes from: code, settings, models, numerics and time.
+    """Where a result comes from: code, settings, models, the place where it ran, and time.
 
     Args:
         config: Every effective setting, ready for JSON.
@@ -64,21 +67,50 @@ def provenance(
 
     config = dict(config or {})
     device = jax.devices()[0]
+    inside = image()
     return {
         "version": importlib.metadata.version("jaxinterp"),
-        "commit": _commit(),
+        "commit": _commit() or (inside or {}).get("commit"),
         "config": config,
         "models": dict(models) if isinstance(models, Mapping) else list(models),
         "seed": config.get("seed") if seed is None else seed,
         "jax": jax.__version__,
+        "image": inside,
+        "backend": jax.default_backend(),
         "device": f"{device.platform}: {device.device_kind}",
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     }
 
 
+def image() -> dict[str, Any] | None:
+    """The container image that this process runs in, as `containers/build.sh` marked it.
+
+    Returns:
+        What its marker file tells (name, accelerator, commit, lock and more); `None` outside such an image.
+
+    Raises:
+        ValueError: If the image's marker file is not JSON.
+    """
+    return read_json(_MARKER) if _MARKER.exists() else None
+
+
+def package_digest() -> str:
+    """A short hash of this package's Python files: an image that holds other code than a checkout has another one.
+
+    Returns:
+        Twelve hexadecimal digits.
+    """
+    total = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        total.update(f"{path.relative_to(_PACKAGE)}\n".encode() + path.read_bytes())
+    return total.hexdigest()[:12]
+
+
 def _commit() -> str | None:
     """The git commit of a checkout, with "-dirty" when it was changed; `None` for an installed package."""
-    root = Path(__file__).resolve().parent.parent
+    root = _PACKAGE.parent
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

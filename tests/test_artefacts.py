@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 
+import jax
 import matplotlib.figure
 import numpy as np
 import polars as pl
@@ -104,8 +105,38 @@ def test_provenance_says_what_ran():
     assert where["seed"] == 7
     assert where["models"] == {"a": "pypi:a==1"}
     assert where["device"].startswith("cpu")
-    assert set(where) == {"version", "commit", "config", "models", "seed", "jax", "device", "time"}
+    told = {"version", "commit", "config", "models", "seed", "jax", "time"}
+    assert set(where) == told | {"image", "backend", "device", "devices", "processes"}
+    assert where["backend"] == "cpu" and where["devices"] == jax.device_count() and where["processes"] == 1
+    assert where["image"] == artefacts.image()
     json.dumps(where)
+
+
+def test_provenance_names_the_image_that_it_ran_in(tmp_path, monkeypatch):
+    marker = {"name": "jaxinterp-cpu", "accelerator": "cpu", "commit": "abc"}
+    (tmp_path / "marker.json").write_text(json.dumps(marker))
+    monkeypatch.setattr(artefacts, "_MARKER", tmp_path / "marker.json")
+    monkeypatch.setattr(artefacts, "_PACKAGE", tmp_path / "site-packages" / "jaxinterp")
+    where = artefacts.provenance()
+    assert where["image"] == marker
+    assert where["commit"] == "abc", "an installed package has no checkout to ask"
+    (tmp_path / "marker.json").write_text("{")
+    with pytest.raises(ValueError, match=r"marker\.json: not JSON"):
+        artefacts.provenance()
+
+
+def test_the_digest_of_the_package_tells_other_code_from_the_same(tmp_path, monkeypatch):
+    def digest(**sources):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for name, source in sources.items():
+            (folder / f"{name}.py").write_text(source)
+        monkeypatch.setattr(artefacts, "_PACKAGE", folder)
+        return artefacts.package_digest()
+
+    first = digest(a="x = 1\n", b="")
+    assert digest(a="x = 1\n", b="") == first, "wherever it lies"
+    assert len({first, digest(a="x = 2\n", b=""), digest(a="", b="x = 1\n"), digest(a="x = 1\n")}) == 4
 
 
 def test_an_error_while_writing_leaves_the_old_file(tmp_path):

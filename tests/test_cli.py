@@ -47,6 +47,14 @@ except SystemExit:
     assert "builtin:countdown-6m-grpo" in run.stdout
 
 
+def test_inside_an_image_every_verb_says_so_first(jaxinterp, monkeypatch):
+    marker = {"name": "jaxinterp-cpu", "version": "9", "accelerator": "cpu", "commit": "abc"}
+    monkeypatch.setattr(artefacts, "image", lambda: marker)
+    _, text, log = jaxinterp("experiments")
+    assert log.splitlines()[0] == "[jaxinterp] in image jaxinterp-cpu 9 for cpu, commit abc"
+    assert "in image" not in text
+
+
 def test_every_verb_has_help(jaxinterp):
     _, text, _ = jaxinterp("--help")
     verbs = text.split("{", 1)[1].split("}", 1)[0].split(",")

@@ -11,6 +11,7 @@ import sys
 import tyro
 
 from jaxinterp.cli import benchmarks, models, reproductions, training, vocabularies
+from jaxinterp.cli.arguments import say
 
 _ABOUT = """Interpretability experiments on open language models: load, look, edit, read, reproduce.
 
@@ -48,6 +49,14 @@ def _show_progress() -> None:
     package.propagate = False
 
 
+def _say_where() -> None:
+    """Names the container image, if this is one: then the log of every job tells where it ran."""
+    from jaxinterp.artefacts import image
+
+    if found := image():
+        say(f"in image {found['name']} {found['version']} for {found['accelerator']}, commit {found['commit']}")
+
+
 def main() -> None:
     """Entry point of the `jaxinterp` command."""
     arguments = sys.argv[1:]
@@ -57,6 +66,7 @@ def main() -> None:
         app.command(verb)
     try:
         _show_progress()
+        _say_where()
         app.cli(prog="jaxinterp", description=_ABOUT, args=arguments[traceback:])
     except (ValueError, TypeError, OSError) as error:
         if traceback:

@@ -14,28 +14,16 @@ import yaml
 
 import jaxinterp as ji
 from jaxinterp import artefacts
-from jaxinterp.models.toy import toy
-from tests.experiments import sentence_pair, words
-
-ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("alignment", "steering", "verdicts", "probing", "ablation")
-
-
-def write_toy(folder, family, seed):
-    """A random model whose tokenizer knows the concepts' words, and some of the sentences', as single tokens."""
-    known = list(dict.fromkeys([*sentence_pair.tokens(4), *words.tokens()]))
-    tokenizer = sentence_pair.tokenizer(folder / "tokenizer", known[::-1] if seed else known)
-    ji.save(toy(family, seed, tokenizer, vocab_size=len(known)), folder / "model")
-    return str(folder / "model")
+from tests.workflows.tiny import ROOT, STAGES, write_toy
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     models = {
-        "smollm2": write_toy(folder / "a", "llama", 0),
-        "gemma3": write_toy(folder / "b", "qwen3", 1),
-        "minilm": write_toy(folder / "c", "llama", 2),
+        "smollm2": str(write_toy(folder / "a", "llama", 0)),
+        "gemma3": str(write_toy(folder / "b", "qwen3", 1)),
+        "minilm": str(write_toy(folder / "c", "llama", 2)),
     }
     path = folder / "models.yaml"
     path.write_text(yaml.safe_dump({"models": models}))

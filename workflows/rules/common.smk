@@ -3,7 +3,9 @@ import json
 from pathlib import Path
 
 from snakemake.utils import validate
+from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
+from jaxinterp.artefacts import package_digest, read_json
 from jaxinterp.config import refuse_unknown_keys
 from jaxinterp.experiments import code_digest
 
@@ -41,9 +43,24 @@ def read_section(name):
 
 def refuse_unknown_sections():
     known = dict.fromkeys(
-        ["models", "edited", "dtype", "memory", "threads", *SECTIONS, "pathvars"], {}
+        ["models", "edited", "dtype", "memory", "threads", "image", *SECTIONS, "pathvars"], {}
     )  # pathvars: Snakemake's own
     refuse_unknown_keys(config, {"properties": known, "additionalProperties": False}, "config")
+
+
+def image():
+    """What jobs run in: a file of the checkout, or an image's address. A file built here must hold the code that is here."""
+    if ":" in config["image"]:
+        return config["image"]
+    path = ROOT / config["image"]
+    marker = path.with_suffix(".json")
+    used = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
+    if used and marker.exists() and read_json(marker)["code"] != package_digest():
+        raise ValueError(
+            f"{path} holds other code than this checkout; build it again with"
+            f" containers/build.sh {read_json(marker)['accelerator']}, or run without --software-deployment-method."
+        )
+    return str(path)
 
 
 def caption(name):

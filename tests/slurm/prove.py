@@ -1,0 +1,122 @@
+"""Shows that the tiny chain runs on a Slurm cluster: jobs in the image, one killed and sent again, one over two nodes.
+
+    python -m tests.slurm.prove [FOLDER]
+
+in a checkout, as root, on a machine with Debian's Slurm packages: starts a cluster of two nodes on the loopback address
+(`cluster.sh`), runs the chain on it with workflows/profiles/slurm, kills one job, stops the cluster, and prints what
+holds. Whatever does not hold is an error. FOLDER keeps what the run leaves; a second call goes on with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.containers import prove as containers
+from tests.workflows import tiny
+
+CLUSTER = Path(__file__).with_name("cluster.sh")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue")
+VICTIM = "measure_verdicts"
+# A cluster of this machine alone: it answers at once, has no accounting database, and is small.
+HERE = (
+    *("--jobs", "4", "--latency-wait", "15", "--default-resources", "mem_mb=500", "runtime=10"),
+    *("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "3"),
+    *("--seconds-between-status-checks", "3"),
+)
+
+
+def missing() -> str | None:
+    """What this machine lacks for the proof, as a sentence."""
+    lacking = [program for program in PROGRAMS if shutil.which(program) is None]
+    if lacking:
+        return f"no Slurm here: {', '.join(lacking)} missing"
+    if os.getuid() != 0:
+        return "no Slurm here: its daemons want root"
+    if Path("/etc/slurm/slurm.conf").exists():
+        return "this machine belongs to a Slurm cluster; no second one is started beside it"
+    try:
+        import snakemake_executor_plugin_slurm  # noqa: F401
+    except ImportError:
+        return "no Slurm here: pip install --require-hashes -r workflows/profiles/slurm/requirements.lock"
+    return containers.missing()
+
+
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[None]:
+    """A running cluster of two nodes."""
+    try:
+        subprocess.run([str(CLUSTER), "up", str(folder)], check=True)
+        yield
+    finally:
+        subprocess.run([str(CLUSTER), "down", str(folder)], check=True)
+
+
+def jobs(states: str) -> list[tuple[str, str, str, str]]:
+    """Slurm's jobs in these states: number, state, what Snakemake calls the rule, and the nodes."""
+    command = ["squeue", "--noheader", "--states", states, "--format", "%i|%T|%k|%N"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [tuple(line.split("|")) for line in lines]
+
+
+def kill_one(process: subprocess.Popen[bytes]) -> str | None:
+    """Waits for the first running job of the rule that is to suffer, and cancels it; its number."""
+    while process.poll() is None:
+        for number, _, rule, _ in jobs("running"):
+            if rule == f"rule_{VICTIM}":
+                time.sleep(3)
+                subprocess.run(["scancel", "--signal=KILL", "--full", number], check=True)
+                return number
+        time.sleep(0.5)
+    return None
+
+
+def run(folder: Path) -> tuple[str | None, list[tuple[str, str, str, str]]]:
+    """Runs the chain on the cluster; the number of the job that was killed, and all jobs."""
+    words = [sys.executable, "-m", "snakemake", *tiny.arguments("slurm"), *HERE]
+    start = f". {containers.CONTAINERS}/common.sh; settle_apptainer; exec "
+    process = subprocess.Popen(["bash", "-euo", "pipefail", "-c", start + " ".join(words)], cwd=folder)
+    try:
+        killed = kill_one(process)
+        status = process.wait()
+    finally:
+        process.terminate()
+    assert status == 0, "Snakemake did not finish; its log is above"
+    return killed, jobs("all")
+
+
+def main() -> None:
+    """Starts, runs, stops and prints what holds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path)
+    given = parser.parse_args()
+    if sentence := missing():
+        sys.exit(sentence)
+    marker = containers.build(["--debian"])
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (given.folder or Path(scratch)).resolve()
+        work = folder / "work"
+        containers.prepare(work) if not (work / "models.yaml").exists() else None
+        with cluster(folder / "cluster"):
+            killed, seen = run(work)
+        print(f"proved: on Slurm, {containers.check_inside(work, marker)}")
+        done = [job for job in seen if job[1] == "COMPLETED"]
+        nodes = sorted({job[3] for job in done})
+        print(f"proved: {len(done)} Slurm jobs completed, on {' and '.join(nodes)}")
+        again = [number for number, _, rule, _ in done if rule == f"rule_{VICTIM}"]
+        assert killed is not None and again and killed not in again, f"killed {killed}, then completed {again}"
+        print(
+            f"proved: job {killed} ({VICTIM}) was killed, Snakemake sent it again as job {again[-1]}, which completed"
+        )
+
+
+if __name__ == "__main__":
+    main()

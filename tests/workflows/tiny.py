@@ -1,0 +1,73 @@
+"""The default chain on tiny models: its inputs, the command that runs it, and what it leaves, wherever it ran."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import yaml
+
+import jaxinterp as ji
+from jaxinterp import artefacts
+from jaxinterp.models.toy import toy
+from tests.experiments import sentence_pair, words
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("alignment", "steering", "verdicts", "probing", "ablation")
+
+
+def write_toy(folder: Path, family: str, seed: int) -> Path:
+    """A random model whose tokenizer knows the concepts' words, and some of the sentences', as single tokens."""
+    known = list(dict.fromkeys([*sentence_pair.tokens(4), *words.tokens()]))
+    tokenizer = sentence_pair.tokenizer(folder / "tokenizer", known[::-1] if seed else known)
+    ji.save(toy(family, seed, tokenizer, vocab_size=len(known)), folder / "model")
+    return folder / "model"
+
+
+def write_inputs(folder: Path) -> Path:
+    """Three models in `folder`, and the configuration that names them relative to it."""
+    made = {"smollm2": ("llama", 0), "gemma3": ("qwen3", 1), "minilm": ("llama", 2)}
+    models = {name: write_toy(folder / "toys" / name, *kind) for name, kind in made.items()}
+    path = folder / "models.yaml"
+    path.write_text(yaml.safe_dump({"models": {name: f"./{at.relative_to(folder)}" for name, at in models.items()}}))
+    return path
+
+
+def arguments(profile: str = "local", root: str | Path = ROOT, config: str | Path = "models.yaml") -> list[str]:
+    """What follows `snakemake` to run the chain in the working directory, with a checkout's or an image's workflow."""
+    workflows = Path(root) / "workflows"
+    flags = ["--snakefile", Path(root) / "Snakefile", "--profile", workflows / "profiles" / profile]
+    return [str(part) for part in [*flags, "--configfile", workflows / "config" / "test.yaml", config]]
+
+
+def tables(folder: Path) -> dict[str, tuple[pl.DataFrame, dict[str, Any]]]:
+    """Each stage's table and provenance."""
+    return {stage: artefacts.read_table(folder / "results" / stage / "table.parquet") for stage in STAGES}
+
+
+def outsiders(folder: Path, image: str) -> list[str]:
+    """The logs of jobs that did not say that they ran in this image."""
+    logs = sorted((folder / "logs").rglob("*.log"))
+    assert logs, f"{folder} has no logs"
+    return [str(log.relative_to(folder)) for log in logs if f"[jaxinterp] in image {image} " not in log.read_text()]
+
+
+def differences(one: Path, other: Path) -> dict[str, float]:
+    """The largest difference of each stage's numbers, relative to 1 or to the number; texts must be the same."""
+    found = {}
+    for stage in STAGES:
+        (a, _), (b, _) = tables(one)[stage], tables(other)[stage]
+        assert a.schema == b.schema and a.height == b.height, stage
+        largest = 0.0
+        for name, kind in a.schema.items():
+            if not kind.is_float():
+                assert a[name].equals(b[name], null_equal=True), f"{stage}: column {name}"
+                continue
+            x, y = (frame[name].fill_null(np.nan).to_numpy() for frame in (a, b))
+            assert np.array_equal(np.isnan(x), np.isnan(y)), f"{stage}: column {name}"
+            scaled = np.abs(x - y) / np.maximum(1.0, np.abs(y))
+            largest = max(largest, float(np.nanmax(scaled, initial=0.0)))
+        found[stage] = largest
+    return found
