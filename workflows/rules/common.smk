@@ -2,6 +2,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
@@ -61,6 +62,26 @@ def image():
             f" containers/build.sh {read_json(marker)['accelerator']}, or run without --software-deployment-method."
         )
     return str(path)
+
+
+def refuse_unreachable_storage():
+    """Asks the bucket once: one that is away would otherwise show only when a job has run and cannot store its result."""
+    provider = workflow.storage_registry.default_storage_provider
+    if provider is None:
+        return
+    prefix = workflow.storage_settings.default_storage_prefix
+    try:
+        probe = provider.object(f"{prefix.rstrip('/')}/reachable")
+        known = probe.is_valid_query()
+        if known:
+            probe.exists()
+    except Exception as error:
+        raise WorkflowError(
+            f"{prefix} cannot be reached ({type(error).__name__}: {error}). Nothing was run. Look at the network, the"
+            " address and the credentials, then give the same command again: it goes on with what the bucket holds."
+        )
+    if not known:
+        raise WorkflowError(f"{prefix} is no place for results: it {known.reason}; see --default-storage-prefix.")
 
 
 def caption(name):
