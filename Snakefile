@@ -39,6 +39,7 @@ CHAIN = ["alignment", "steering", "verdicts", "probing", "ablation"]
 include: "workflows/rules/stages.smk"
 include: "workflows/rules/benchmarks.smk"
 include: "workflows/rules/training.smk"
+include: "workflows/rules/distributed.smk"
 
 
 refuse_unknown_sections()

@@ -21,6 +21,7 @@ keys=/usr/share/keyrings/debian-archive-keyring.gpg
 need apt-get apt
 need patchelf patchelf
 need mksquashfs squashfs-tools
+# shellcheck disable=SC2016 # apt fills the name in
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' | head -n 1)
 [ -n "$mirror" ] || fail "apt knows no Debian mirror; run 'apt-get update' once"
 
@@ -40,8 +41,9 @@ for package in "$work"/debs/*.deb; do dpkg-deb --extract "$package" "$work/root"
 
 root=$work/root
 libraries=$root/usr/lib/x86_64-linux-gnu
-[ -x "$root/usr/bin/apptainer" ] && [ -x "$libraries/apptainer/bin/starter" ] ||
+if ! [ -x "$root/usr/bin/apptainer" ] || ! [ -x "$libraries/apptainer/bin/starter" ]; then
     fail "Debian's apptainer has another layout than this recipe knows: $(cd "$work/debs" && ls)"
+fi
 rm -rf "$prefix"
 mkdir -p "$prefix"/{bin,glibc,lib/x86_64-linux-gnu,var/lib/apptainer/mnt/session}
 cp -a "$root/etc" "$prefix/etc"

@@ -14,7 +14,7 @@ folder=$(realpath "$2")
 stop() {
     local file
     for file in slurmd.n1 slurmd.n2 slurmctld munged; do
-        [ -s "$folder/run/$file.pid" ] && kill "$(cat "$folder/run/$file.pid")" 2> /dev/null || true
+        if [ -s "$folder/run/$file.pid" ]; then kill "$(cat "$folder/run/$file.pid")" 2> /dev/null || true; fi
     done
     for file in slurm.conf gres.conf; do
         [ "$(readlink "/etc/slurm/$file")" != "$folder/$file" ] || rm "/etc/slurm/$file"
@@ -30,8 +30,9 @@ start() {
     done
     [ ${#missing[@]} -eq 0 ] || fail "missing: ${missing[*]}; on Debian and Ubuntu: apt-get install --no-install-recommends" \
         "slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge"
-    [ ! -e /etc/slurm/slurm.conf ] && [ ! -L /etc/slurm/slurm.conf ] ||
+    if [ -e /etc/slurm/slurm.conf ] || [ -L /etc/slurm/slurm.conf ]; then
         fail "/etc/slurm/slurm.conf is there already: this machine belongs to a cluster, or 'down' was not called"
+    fi
     host=$(hostname -s)
     mkdir -p "$folder"/{log,munge,run,spool.n1,spool.n2,state} /etc/slurm
     head -c 1024 /dev/urandom > "$folder/munge/key"

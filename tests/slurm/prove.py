@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,12 +21,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxinterp import artefacts
 from tests.containers import prove as containers
 from tests.workflows import tiny
 
 CLUSTER = Path(__file__).with_name("cluster.sh")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue")
 VICTIM = "measure_verdicts"
+COORDINATOR = "127.0.0.1:18476"
 # A cluster of this machine alone: it answers at once, has no accounting database, and is small.
 HERE = (
     *("--jobs", "4", "--latency-wait", "15", "--default-resources", "mem_mb=500", "runtime=10"),
@@ -79,11 +82,31 @@ def kill_one(process: subprocess.Popen[bytes]) -> str | None:
     return None
 
 
+def write_settings(folder: Path) -> str:
+    """Two processes, one a node; node names mean nothing on a loopback address, so the first process is named."""
+    program = f"python {Path(__file__).with_name('joined.py')}"
+    settings = {"command": program, "processes": 2, "memory": "2GB", "coordinator": COORDINATOR}
+    artefacts.write_json({"distributed": settings}, folder / "distributed.json")
+    return "distributed.json"
+
+
+def check_joined(folder: Path, marker: dict[str, str]) -> str:
+    """That one job computed on the devices of both nodes, in the image."""
+    record = artefacts.read_json(folder / "results" / "distributed" / "record.json")
+    assert record["image"] == marker and record["processes"] == 2 and record["nodes"] == ["n1", "n2"], record
+    assert record["devices"] == 2 * record["local_devices"] and record["error"] < 1e-3, record
+    place = f"2 processes on {' and '.join(record['nodes'])}, {record['devices']} devices"
+    return f"jax.distributed joined {place}; a product over them has an error of {record['error']:.1e}"
+
+
 def run(folder: Path) -> tuple[str | None, list[tuple[str, str, str, str]]]:
     """Runs the chain on the cluster; the number of the job that was killed, and all jobs."""
-    words = [sys.executable, "-m", "snakemake", *tiny.arguments("slurm"), *HERE]
+    words = [sys.executable, "-m", "snakemake", "all", "distributed", *tiny.arguments("slurm"), write_settings(folder)]
+    words += [*HERE, *containers.bound()]
     start = f". {containers.CONTAINERS}/common.sh; settle_apptainer; exec "
-    process = subprocess.Popen(["bash", "-euo", "pipefail", "-c", start + " ".join(words)], cwd=folder)
+    command = ["bash", "-euo", "pipefail", "-c", start + shlex.join(words)]
+    loopback = os.environ | {"JAX_COORDINATOR_BIND_ADDRESS": COORDINATOR}
+    process = subprocess.Popen(command, cwd=folder, env=loopback)
     try:
         killed = kill_one(process)
         status = process.wait()

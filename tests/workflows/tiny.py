@@ -47,11 +47,14 @@ def tables(folder: Path) -> dict[str, tuple[pl.DataFrame, dict[str, Any]]]:
     return {stage: artefacts.read_table(folder / "results" / stage / "table.parquet") for stage in STAGES}
 
 
+def logs(folder: Path) -> list[Path]:
+    """The chain's own logs, not those of a cluster."""
+    return sorted(log for log in (folder / "logs").rglob("*.log") if not {"slurm", "distributed.log"} & set(log.parts))
+
+
 def outsiders(folder: Path, image: str) -> list[str]:
     """The logs of jobs that did not say that they ran in this image."""
-    logs = sorted((folder / "logs").rglob("*.log"))
-    assert logs, f"{folder} has no logs"
-    return [str(log.relative_to(folder)) for log in logs if f"[jaxinterp] in image {image} " not in log.read_text()]
+    return [str(log.relative_to(folder)) for log in logs(folder) if f"] in image {image} " not in log.read_text()]
 
 
 def differences(one: Path, other: Path) -> dict[str, float]:

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shlex
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -44,9 +45,13 @@ def read_section(name):
 
 def refuse_unknown_sections():
     known = dict.fromkeys(
-        ["models", "edited", "dtype", "memory", "threads", "image", *SECTIONS, "pathvars"], {}
+        ["models", "edited", "dtype", "memory", "threads", "image", "distributed", *SECTIONS, "pathvars"], {}
     )  # pathvars: Snakemake's own
     refuse_unknown_keys(config, {"properties": known, "additionalProperties": False}, "config")
+
+
+def containers_are_used():
+    return DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 
 
 def image():
@@ -55,8 +60,7 @@ def image():
         return config["image"]
     path = ROOT / config["image"]
     marker = path.with_suffix(".json")
-    used = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
-    if used and marker.exists() and read_json(marker)["code"] != package_digest():
+    if containers_are_used() and marker.exists() and read_json(marker)["code"] != package_digest():
         raise ValueError(
             f"{path} holds other code than this checkout; build it again with"
             f" containers/build.sh {read_json(marker)['accelerator']}, or run without --software-deployment-method."
@@ -82,6 +86,21 @@ def refuse_unreachable_storage():
         )
     if not known:
         raise WorkflowError(f"{prefix} is no place for results: it {known.reason}; see --default-storage-prefix.")
+
+
+def srun_resources():
+    """What a job of several processes asks Slurm for; nothing when it has one process alone."""
+    processes = config["distributed"]["processes"]
+    return {"mpi": "srun", "nodes": processes, "tasks": processes} if processes > 1 else {}
+
+
+def srun_words():
+    """What starts each process, in the image if jobs run in one. No `--cleanenv`: Slurm tells each process its place."""
+    processes, coordinator = (config["distributed"][key] for key in ("processes", "coordinator"))
+    start = ["srun", f"--nodes={processes}", f"--ntasks={processes}"] if processes > 1 else []
+    if containers_are_used():
+        start += ["apptainer", "exec", "--bind", f"{ROOT},{Path.cwd()}", "--env", "PYTHONPATH=", image()]
+    return [*start, "env", f"JAX_COORDINATOR_ADDRESS={coordinator}"] if coordinator else start
 
 
 def caption(name):
