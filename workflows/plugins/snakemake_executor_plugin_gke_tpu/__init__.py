@@ -8,12 +8,10 @@ A rule, or a profile for it, asks with three resources:
 parent is on PYTHONPATH or installed (`pip install ./workflows/plugins`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 import snakemake_executor_plugin_kubernetes as base
 from kubernetes import client
@@ -31,7 +29,7 @@ common_settings = dataclasses.replace(base.common_settings, auto_deploy_default_
 class ExecutorSettings(base.ExecutorSettings):
     """Those of the executor for Kubernetes, and where compiled programs are kept."""
 
-    compilation_cache: str | None = dataclasses.field(
+    compilation_cache: Optional[str] = dataclasses.field(  # noqa: UP045  # the form that Snakemake's parser reads
         default=None,
         metadata={"help": "Folder on a persistent volume in which the jobs' compiled programs are kept."},
     )
