@@ -13,10 +13,10 @@ import yaml
 from tests.cloud import loopback, submission
 from tests.workflows.tiny import ROOT, STAGES
 
-kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="the extra `cloud` is not installed")
-pytest.importorskip("snakemake_executor_plugin_kubernetes", reason="the extra `cloud` is not installed")
-boto3 = pytest.importorskip("boto3", reason="the extra `cloud` is not installed")
-pytest.importorskip("moto", reason="the extra `cloud` is not installed")
+kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="the extra `test` is not installed")
+pytest.importorskip("snakemake_executor_plugin_kubernetes", reason="the extra `test` is not installed")
+boto3 = pytest.importorskip("boto3", reason="the extra `test` is not installed")
+pytest.importorskip("moto", reason="the extra `test` is not installed")
 
 PROFILE = yaml.safe_load((ROOT / "workflows" / "profiles" / "gke" / "profile.yaml").read_text())
 LAUNCHER = ROOT / "workflows" / "launchers" / "gke_slice.py"

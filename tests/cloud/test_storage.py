@@ -11,9 +11,9 @@ import pytest
 from tests.cloud import loopback, submission
 from tests.workflows import tiny
 
-boto3 = pytest.importorskip("boto3", reason="the extra `cloud` is not installed")
-pytest.importorskip("moto", reason="the extra `cloud` is not installed")
-pytest.importorskip("snakemake_storage_plugin_s3", reason="the extra `cloud` is not installed")
+boto3 = pytest.importorskip("boto3", reason="the extra `test` is not installed")
+pytest.importorskip("moto", reason="the extra `test` is not installed")
+pytest.importorskip("snakemake_storage_plugin_s3", reason="the extra `test` is not installed")
 
 PAGE = "results/models/countdown/tree.html"
 
