@@ -90,6 +90,7 @@ def test_bodies_ask_for_the_chips_and_are_valid(submitted):
             "cloud.google.com/gke-spot": "true",
         }
         assert pod["serviceAccountName"] == "jaxinterp"
+        assert pod["activeDeadlineSeconds"] == 30 * 60, "a pod that hangs is ended"
         assert container["image"] == "jaxinterp:tpu-gke"
         values = {entry["name"]: entry.get("value") for entry in container["env"]}
         assert values["JAX_PLATFORMS"] == "tpu,cpu" and values["JAX_COMPILATION_CACHE_DIR"] == "/cache/compiled"

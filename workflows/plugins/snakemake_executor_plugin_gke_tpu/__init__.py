@@ -74,7 +74,7 @@ class Executor(base.Executor):
 
 
 def complete(body: client.V1Job, resources: Mapping[str, Any], cache: str | None = None) -> client.V1Job:
-    """Adds to a job's body the chips that it asks for, and says on which backend it runs.
+    """Adds to a job's body the chips and the time that it asks for, and says on which backend it runs.
 
     Args:
         body: The body, with one container.
@@ -95,6 +95,8 @@ def complete(body: client.V1Job, resources: Mapping[str, Any], cache: str | None
     variables = {"JAX_PLATFORMS": "tpu,cpu" if chips else "cpu"}
     variables |= {"JAX_COMPILATION_CACHE_DIR": cache} if cache else {}
     container.env = [*(container.env or []), *(client.V1EnvVar(name=key, value=variables[key]) for key in variables)]
+    if "runtime" in resources:  # Of the pod, not of the job: waiting for a node does not count.
+        pod.active_deadline_seconds = 60 * int(resources["runtime"])
     if not chips:
         return body
     accelerator, topology = (resources.get(name) for name in ("tpu_accelerator", "tpu_topology"))
