@@ -70,6 +70,9 @@ from .models.language_model import logits as logits
 from .models.language_model import restore_tree as restore_tree
 from .models.language_model import save as save
 from .models.language_model import save_tree as save_tree
+from .parallel.loading import load_sharded as load_sharded
+from .parallel.mesh import Mesh as Mesh
+from .parallel.placement import shard as shard
 from .sites.cache import Cache as Cache
 from .sites.positions import at as at
 from .sites.positions import everywhere as everywhere

@@ -15,10 +15,12 @@ from penzai import pz
 from jaxinterp.activations.compilation import keep_compiled_programs
 from jaxinterp.activations.decoding import Reading, Text, read_next, read_prompt
 from jaxinterp.activations.groups import Leaves, Shared, by_structure
+from jaxinterp.activations.plan import of_rows
 from jaxinterp.activations.run import Inputs, bucket, compiled_form, pad_rows, prepare
 from jaxinterp.activations.sampler import Sampler
 from jaxinterp.activations.sweep import Cell
 from jaxinterp.models.language_model import LanguageModel
+from jaxinterp.parallel.placement import fetch, mesh_of, put_rows, rows_over
 
 _STEPS_BETWEEN_CHECKS = 16
 
@@ -193,7 +195,11 @@ def _generate_all(
     if limit is not None and tokens.shape[1] + max_new_tokens > limit:
         raise ValueError(f"{tokens.shape[1]} + {max_new_tokens} tokens exceed the {limit} learned positions")
     keep_compiled_programs()
-    tokens, valid = pad_rows(tokens, valid, len(tokens), bucket(tokens.shape[1]))
+    mesh, count = mesh_of(list(bodies)), len(tokens)
+    rows = -(-count // rows_over(mesh)) * rows_over(mesh)
+    if rows != count:
+        bodies = [of_rows(body, np.minimum(np.arange(rows), count - 1)) for body in bodies]
+    tokens, valid = put_rows(pad_rows(tokens, valid, rows, bucket(tokens.shape[1])), mesh)
     chunk = max_new_tokens if ended is None else min(_STEPS_BETWEEN_CHECKS, max_new_tokens)
     (group,) = by_structure([compiled_form(body) for body in bodies], common=lambda _: True)
     own = group.stack(range(len(bodies)))
@@ -211,12 +217,12 @@ def _generate_all(
     stops = jnp.asarray(architecture.eos or (-1,), jnp.int32)
     parts, kept = [], []
     for _ in range(-(-max_new_tokens // chunk)):
-        state, new, logits = _continue(
+        state, new, values = _continue(
             group.shared, own, state, stops, steps=chunk, sampler=sampler, keep_logits=keep_logits
         )
-        parts.append(np.asarray(new))
-        kept.append(logits)
-        done = np.asarray(state.done)
+        parts.append(fetch(new)[:, :count])
+        kept.append(values)
+        done = fetch(state.done)[:, :count]
         if ended is not None:
             done = done | np.stack([ended(row) for row in np.concatenate(parts, axis=2)])
         if done.all():
@@ -224,7 +230,8 @@ def _generate_all(
     ids = np.concatenate(parts, axis=2)[:, :, :max_new_tokens]
     is_end = np.isin(ids, np.asarray(stops))
     lengths = np.where(is_end.any(axis=2), is_end.argmax(axis=2), ids.shape[2])
-    values = np.concatenate([np.asarray(part) for part in kept], axis=2)[:, :, :max_new_tokens] if keep_logits else None
+    logits = [fetch(part)[:, :count] for part in kept if part is not None]
+    values = np.concatenate(logits, axis=2)[:, :, :max_new_tokens] if keep_logits else None
     return [
         Generation(ids[cell], lengths[cell], None if values is None else values[cell]) for cell in range(len(bodies))
     ]

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from penzai import pz
 
+from jaxinterp.parallel.placement import fetch
+
 Leaves = list[jax.Array | None]
 
 _LARGE = 1 << 12
@@ -66,7 +68,7 @@ class Group:
                 continue
             parts = [self.leaves[place][number] for place in chosen]
             large = getattr(parts[0], "nbytes", 0) >= _LARGE
-            own.append(jnp.stack(parts) if large else jnp.asarray(np.stack(parts)))
+            own.append(jnp.stack(parts) if large else jnp.asarray(np.stack([fetch(part) for part in parts])))
         return own
 
 

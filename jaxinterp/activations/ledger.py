@@ -15,6 +15,7 @@ from jaxinterp.activations.plan import Base, Route
 from jaxinterp.activations.schedule import Block
 from jaxinterp.activations.stages import Texts
 from jaxinterp.artefacts import read_arrays, read_json, write_arrays, write_json
+from jaxinterp.parallel.placement import fetch, first_process
 
 _NAME = "sweep.json"
 _AXES = {"cells": ["cell"], "rows": ["prompt"], "values": ["cell", "prompt"], "clean": ["prompt"]}
@@ -36,7 +37,7 @@ class Ledger:
                     f"{self.folder} holds blocks of another sweep (other weights, texts, edits or metric); "
                     "give this one a folder of its own, or delete that one"
                 )
-        else:
+        elif first_process():
             write_json({"digest": digest}, self.folder / _NAME)
 
     def blocks(self) -> Iterator[Block]:
@@ -90,4 +91,4 @@ def digest_of(
 
 
 def _bytes(leaf: Any) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(np.asarray(leaf)).tobytes()).digest()
+    return hashlib.sha256(np.ascontiguousarray(fetch(leaf)).tobytes()).digest()

@@ -20,6 +20,7 @@ from jaxinterp.activations.groups import Leaves, Shared, by_structure
 from jaxinterp.activations.stages import Texts, nameless_block, without_names
 from jaxinterp.interventions.edit import Edit
 from jaxinterp.models.blocks import Decoder
+from jaxinterp.parallel.placement import fetch, mesh_of, restrict
 from jaxinterp.sites.taps import Tap
 
 
@@ -49,8 +50,9 @@ class Base:
         return len(self.blocks)
 
     def on(self, device: Any) -> Base:
-        """The same model on another device."""
-        blocks, ends = jax.device_put((self.blocks, self.ends), device)
+        """The same model on another device, or in one of the groups of its mesh."""
+        move = restrict if isinstance(device, jax.sharding.Mesh) else jax.device_put
+        blocks, ends = move((self.blocks, self.ends), device)
         return Base(self.body, blocks, ends)
 
     def of_rows(self, rows: np.ndarray) -> Base:
@@ -77,11 +79,17 @@ class Route:
     edits: tuple[Edit, ...] | None
 
     def on(self, old: Base, new: Base) -> Route:
-        """The same cell with the weights of the model's copy on another device."""
+        """The same cell with the weights of the model's copy on another device, or in one of the groups of its mesh."""
         parts = [jax.tree_util.tree_leaves((base.blocks, base.ends)) for base in (old, new)]
         copies = {id(before): after for before, after in zip(*parts, strict=True)}
-        edited = jax.tree_util.tree_map(lambda leaf: copies.get(id(leaf), leaf), dict(self.edited))
-        return dataclasses.replace(self, edited=edited)
+        group = mesh_of(parts[1])
+
+        def move(leaf: Any) -> Any:
+            found = copies.get(id(leaf), leaf)
+            return found if group is None or found is not leaf else restrict(leaf, group)
+
+        entry, edited = jax.tree_util.tree_map(move, (self.entry, dict(self.edited)))
+        return dataclasses.replace(self, entry=entry, edited=edited)
 
     def of_rows(self, rows: np.ndarray) -> Route:
         """The same cell for some of the texts; see `of_rows`.
@@ -197,7 +205,7 @@ def first_columns(routes: Sequence[Route], texts: Texts) -> np.ndarray:
     columns = np.full(len(routes), last)
     owners = [(number, edit.at) for number, route in enumerate(routes) for edit in route.edits or ()]
     for group in by_structure([positions for _, positions in owners]):
-        found = np.asarray(_first_chosen(group.shared, group.stack(range(len(group.members))), texts))
+        found = fetch(_first_chosen(group.shared, group.stack(range(len(group.members))), texts))
         for member, column in zip(group.members, np.broadcast_to(found, len(group.members)), strict=True):
             number = owners[member][0]
             columns[number] = min(columns[number], int(column))

@@ -25,6 +25,7 @@ from jaxinterp.models.blocks import Decoder
 from jaxinterp.models.decoder import side_inputs
 from jaxinterp.models.language_model import LanguageModel, check_tokens
 from jaxinterp.models.low_rank import align_low_rank
+from jaxinterp.parallel.placement import fetch, least, mesh_of, put_rows, rows_over
 from jaxinterp.sites.cache import Cache
 from jaxinterp.sites.selectors import Site
 from jaxinterp.sites.taps import Address, align_edits
@@ -93,14 +94,16 @@ def run(
     wanted = _find_addresses(model, chosen)
     rows, seq = tokens.shape
     padded = bucket(seq, model.architecture.context if model.architecture.learned_positions else None)
-    step = _rows_at_once(model, chosen, rows, padded, logits, batch_size)
+    mesh = mesh_of(model.body)
+    (step,) = least((_rows_at_once(model, chosen, rows, padded, logits, batch_size),), mesh)
+    step = math.ceil(step / rows_over(mesh)) * rows_over(mesh)
     keep_compiled_programs()
     base = Base.of(cast("Decoder", model.body))
     results = _Results(rows)
     under_way: tuple[int, int, jax.Array | None, dict[Address, jax.Array]] | None = None
     for first in range(0, rows, step):
         part, part_valid = tokens[first : first + step], valid[first : first + step]
-        texts = Texts(*(jnp.asarray(array) for array in pad_rows(part, part_valid, step, padded)))
+        texts = put_rows(Texts(*(jnp.asarray(array) for array in pad_rows(part, part_valid, step, padded))), mesh)
         some = base if step == rows else base.of_rows(np.minimum(np.arange(first, first + step), rows - 1))
         started = (first, len(part), *read_pass(some, texts, wanted, logits))
         if under_way is not None:
@@ -211,12 +214,12 @@ class _Results:
     def keep(self, first: int, count: int, logits: jax.Array | None, saved: dict[Address, jax.Array], seq: int) -> None:
         """Waits for a part, and puts its rows where they belong, without their padding."""
         if logits is not None:
-            values = np.asarray(logits)[:count]
+            values = fetch(logits)[:count]
             self.logits = self._put(self.logits, first, values if values.ndim == 2 else values[:, -seq:])
         for address, array in saved.items():
             names = axes.SITES[address[0]][0]
             cut = tuple(slice(-seq, None) if name in (axes.SEQ, axes.KV_SEQ) else slice(None) for name in names[1:])
-            values = np.asarray(array)[(slice(count), *cut)]
+            values = fetch(array)[(slice(count), *cut)]
             self.arrays[address] = self._put(self.arrays.get(address), first, values)
 
     def _put(self, whole: np.ndarray | None, first: int, part: np.ndarray) -> np.ndarray:

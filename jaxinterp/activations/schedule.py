@@ -2,7 +2,8 @@
 
 Cells that start at the same column share a buffer. Stage by stage, those whose first edit is there join, and all
 that are under way advance in tiles: on a CPU as many tokens as keep its matrix products efficient, on an accelerator
-as many as fit. With several devices, each takes every so manyth buffer.
+as many as fit. Devices that hold a whole model each work by themselves: with n of them, each takes every nth cell. On a
+mesh those are the groups of its `sweep` and `data` axes, and `data` shares the texts.
 
 A cell that edits nothing but the residual stream between two blocks starts at the first column whose stream the edit
 changes, which may lie behind the first one that it acts on. One that changes none, such as a patch from a text that is
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -26,6 +28,8 @@ from jaxinterp.activations.plan import Base, Route
 from jaxinterp.activations.reading import pass_blocks
 from jaxinterp.activations.sizes import Sizes
 from jaxinterp.activations.stages import KeysAndValues, Texts
+from jaxinterp.parallel.mesh import DATA, SWEEP, groups
+from jaxinterp.parallel.placement import fetch, mesh_of, whole_sharding
 from jaxinterp.sites.selectors import Site
 from jaxinterp.sites.taps import Address
 
@@ -42,12 +46,14 @@ class Block:
         rows: Of which texts, int [row].
         values: The metric, [cell, row].
         clean: The metric of the unedited model, [row].
+        written: Whether this process is the one of those that measured it that writes it down.
     """
 
     cells: np.ndarray
     rows: np.ndarray
     values: np.ndarray
     clean: np.ndarray
+    written: bool = True
 
 
 def measure_cells(
@@ -73,38 +79,110 @@ def measure_cells(
     Yields:
         Blocks as they are done; together they hold every cell and text that was not done before.
     """
-    batch, length = texts.tokens.shape
-    devices = jax.local_devices()
-    bases = [base] if len(devices) == 1 else [base.on(device) for device in devices]
+    batch = len(texts.tokens)
+    places = _places(base)
+    count = min(sizes.rows, -(-batch // len(places[0])))
+    parts = [np.arange(first, min(first + count, batch)) for first in range(0, batch, count)]
+    work: list[Iterator[_UnderWay | Block]] = []
+    for first_cell, row in enumerate(places):
+        cells = np.arange(first_cell, len(routes), len(places))
+        for first_part, place in enumerate(row):
+            if place is not None:
+                share = _Share(base, place, routes, columns, texts, measure, sizes, count)
+                work.append(share.start(cells, parts[first_part :: len(row)], done))
     under_way: collections.deque[_UnderWay] = collections.deque()
-    turn = 0
-    for first in range(0, batch, sizes.rows):
-        rows = np.arange(first, min(first + sizes.rows, batch))
-        part = _Part(bases, routes, columns, texts, measure, np.minimum(first + np.arange(sizes.rows), batch - 1))
-        due = np.arange(len(routes)) if done is None else np.flatnonzero(~done[:, rows].all(axis=1))
-        changed = part.first_changes(due, sizes)
-        idle = due[changed[due] == length]
-        if len(idle):
-            clean = np.asarray(part.clean(0).value)[0, : len(rows)]
-            yield Block(idle, rows, np.tile(clean, (len(idle), 1)), clean)
-        due = due[changed[due] < length]
-        for cells, start in _buffers(due, _round_down(changed, length), routes, sizes, length):
-            place = turn % len(bases)
-            turn += 1
-            clean = part.clean(place)
-            values = measure_buffer(clean, part.take(cells, place), length - start, sizes)
-            under_way.append(_UnderWay(cells, rows, values, clean.value))
-            if len(under_way) > len(bases):
-                yield under_way.popleft().finish()
+    most = len(work)
+    while work:
+        for cells in tuple(work):
+            begun = next(cells, None)
+            if begun is None:
+                work.remove(cells)
+            elif isinstance(begun, Block):
+                yield begun
+            else:
+                under_way.append(begun)
+                if len(under_way) > most:
+                    yield under_way.popleft().finish()
     while under_way:
         yield under_way.popleft().finish()
 
 
-class _Part:
-    """The cells of a sweep on some of its texts.
+def _places(base: Base) -> list[list[Base | None]]:
+    """The model in each place that works by itself, [share of the cells][share of the texts]; `None` in others'."""
+    mesh = mesh_of(base.body)
+    if mesh is None:
+        devices = jax.local_devices()
+        return [[base]] if len(devices) == 1 else [[base.on(device)] for device in devices]
+    if mesh.shape[SWEEP] == mesh.shape[DATA] == 1:
+        return [[base]]
+    return [[base.on(group) if group.local_devices else None for group in row] for row in groups(mesh)]
+
+
+class _Share:
+    """What one place does of a sweep.
 
     Args:
-        bases: The unedited model on each device.
+        base: The unedited model, of which the cells were made.
+        place: The same in this place.
+        routes: Of the cells.
+        columns: First column at which each of them acts, int [cell].
+        texts: All texts.
+        measure: The metric, bound to all texts.
+        sizes: How much is run at a time.
+        count: How many texts are run at a time.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        place: Base,
+        routes: Sequence[Route],
+        columns: np.ndarray,
+        texts: Texts,
+        measure: Measure,
+        sizes: Sizes,
+        count: int,
+    ) -> None:
+        self._base, self._place, self._routes, self._columns = base, place, routes, columns
+        self._texts, self._measure, self._sizes, self._count = texts, measure, sizes, count
+        mesh = mesh_of(place.ends)
+        self._written = mesh is None or mesh.devices.flat[0].process_index == jax.process_index()
+
+    def start(
+        self, cells: np.ndarray, parts: Sequence[np.ndarray], done: np.ndarray | None
+    ) -> Iterator[_UnderWay | Block]:
+        """Runs cells.
+
+        Args:
+            cells: Which of them.
+            parts: The texts that are run together.
+            done: Which cells need not be run on which texts, boolean [cell, text]; by default none.
+
+        Yields:
+            What is started, or known without a run.
+        """
+        batch, length = self._texts.tokens.shape
+        for rows in parts:
+            some = np.minimum(rows[0] + np.arange(self._count), batch - 1)
+            part = _Part(self._base, self._place, self._routes, self._columns, self._texts, self._measure, some)
+            due = cells if done is None else cells[~done[np.ix_(cells, rows)].all(axis=1)]
+            changed = part.first_changes(due, self._sizes)
+            idle = due[changed[due] == length]
+            if len(idle):
+                clean = fetch(part.clean.value)[0, : len(rows)]
+                yield Block(idle, rows, np.tile(clean, (len(idle), 1)), clean, self._written)
+            due = due[changed[due] < length]
+            for chosen, start in _buffers(due, _round_down(changed, length), self._routes, self._sizes, length):
+                values = measure_buffer(part.clean, part.take(chosen), length - start, self._sizes)
+                yield _UnderWay(chosen, rows, values, part.clean.value, self._written)
+
+
+class _Part:
+    """The cells of a sweep on some of its texts, in one place.
+
+    Args:
+        base: The unedited model, of which the cells were made.
+        place: The same in this place.
         routes: Of the cells.
         columns: First column at which each of them acts, int [cell].
         texts: All texts.
@@ -114,7 +192,8 @@ class _Part:
 
     def __init__(
         self,
-        bases: Sequence[Base],
+        base: Base,
+        place: Base,
         routes: Sequence[Route],
         columns: np.ndarray,
         texts: Texts,
@@ -122,24 +201,22 @@ class _Part:
         rows: np.ndarray,
     ) -> None:
         self._all = len(rows) == len(texts.tokens) and bool((rows == np.arange(len(rows))).all())
-        self._bases, self._routes, self._columns, self._rows = bases, routes, columns, rows
+        self._base, self._place, self._routes, self._columns, self._rows = base, place, routes, columns, rows
         self._texts, self._measure = texts.rows(jnp.asarray(rows)), measure.take(jnp.asarray(rows))
         self._needed = frozenset(route.stage for route in routes)
         self._keep = bool(columns.any()) or any(_is_on_stream(route) for route in routes)
-        self._clean: dict[int, CleanRun] = {}
 
-    def clean(self, place: int) -> CleanRun:
-        """The unedited run on a device; it is made when it is first asked for."""
-        if place not in self._clean:
-            base = self._bases[place] if self._all else self._bases[place].of_rows(self._rows)
-            self._clean[place] = CleanRun.of(base, self._texts, self._measure, self._needed, self._keep)
-        return self._clean[place]
+    @functools.cached_property
+    def clean(self) -> CleanRun:
+        """The unedited run; it is made when it is first asked for."""
+        base = self._place if self._all else self._place.of_rows(self._rows)
+        return CleanRun.of(base, self._texts, self._measure, self._needed, self._keep)
 
-    def take(self, cells: np.ndarray, place: int) -> list[Route]:
-        """The routes of some cells, with the numbers of these texts and the weights of a device."""
+    def take(self, cells: np.ndarray) -> list[Route]:
+        """The routes of some cells, with the numbers of these texts and the weights of this place."""
         some = [self._routes[cell] for cell in cells]
-        if len(self._bases) > 1:
-            some = [route.on(self._bases[0], self._bases[place]) for route in some]
+        if self._place is not self._base:
+            some = [route.on(self._base, self._place) for route in some]
         return some if self._all else [route.of_rows(self._rows) for route in some]
 
     def first_changes(self, due: np.ndarray, sizes: Sizes) -> np.ndarray:
@@ -161,16 +238,16 @@ class _Part:
         on_stream = np.asarray(on_stream, int)
         for first in range(0, len(on_stream), max(1, sizes.cells)):
             cells = on_stream[first : first + max(1, sizes.cells)]
-            some = self.take(cells, 0)
+            some = self.take(cells)
             found = []
             for stage in sorted({route.stage for route in some}):
                 places = [place for place, route in enumerate(some) if route.stage == stage]
                 for chosen, group, own in _groups(places, some, None, tile):
-                    stream = self.clean(0).streams[stage]
+                    stream = self.clean.streams[stage]
                     found.append((chosen, stages.first_change(group.shared, own, stream, self._texts, len(chosen))))
             for chosen, first_changed in found:
                 real = chosen < len(cells)
-                columns[cells[chosen[real]]] = np.asarray(first_changed)[real]
+                columns[cells[chosen[real]]] = fetch(first_changed)[real]
         return columns
 
 
@@ -187,6 +264,7 @@ class _UnderWay:
     rows: np.ndarray
     values: list[tuple[np.ndarray, jax.Array]]
     clean: jax.Array
+    written: bool
 
     def finish(self) -> Block:
         """Waits for the values."""
@@ -194,8 +272,8 @@ class _UnderWay:
         table = np.empty((len(self.cells), count), np.float32)
         for places, values in self.values:
             real = places < len(self.cells)
-            table[places[real]] = np.asarray(values)[real, :count]
-        return Block(self.cells, self.rows, table, np.asarray(self.clean)[0, :count])
+            table[places[real]] = fetch(values)[real, :count]
+        return Block(self.cells, self.rows, table, fetch(self.clean)[0, :count], self.written)
 
 
 def _round_down(columns: np.ndarray, length: int) -> np.ndarray:
@@ -284,7 +362,7 @@ def measure_buffer(
     tile = _power_of_two(sizes.tile // (batch * seq))
     stream = clean.streams[0]
     shape = (_step_up(len(routes), 4 * tile), batch, seq, stream.shape[-1])
-    buffer = jnp.zeros(shape, stream.dtype, device=stream.sharding)
+    buffer = jnp.zeros(shape, stream.dtype, device=whole_sharding(stream))
     measured: list[tuple[np.ndarray, jax.Array]] = []
     started = 0
     for stage in range(routes[0].stage, base.depth + 1):

@@ -39,10 +39,11 @@ from jaxinterp.activations.plan import Base, check_rows, find_route, first_colum
 from jaxinterp.activations.precision import mark_noise, noise_floor
 from jaxinterp.activations.run import Inputs, bucket, pad_rows, prepare
 from jaxinterp.activations.schedule import Block, CleanRun, measure_cells
-from jaxinterp.activations.sizes import choose_sizes
+from jaxinterp.activations.sizes import Sizes, choose_sizes
 from jaxinterp.activations.stages import Texts
 from jaxinterp.models.blocks import Decoder
 from jaxinterp.models.language_model import LanguageModel
+from jaxinterp.parallel.placement import agree, fetch, least, mesh_of
 
 Labels = dict[str, Any]
 
@@ -110,6 +111,10 @@ def sweep(
 ) -> pl.DataFrame:
     """Measures every edit on every prompt.
 
+    A model that is on no mesh is copied to all devices of this process, which share the cells. One on a mesh is swept
+    by all processes of the mesh together: its `sweep` axis shares the cells and its `data` axis the texts, and every
+    process returns the whole table.
+
     Args:
         model: The unedited model.
         prompts: Texts, lists of token ids, or ids [batch, seq].
@@ -122,7 +127,8 @@ def sweep(
             that noise is and whether the effect exceeds it; see `jaxinterp.activations.precision.noise_floor`.
         memory: Bytes that may be used besides the model; by default half of what is free. What of it is used for
             what is said in `jaxinterp.activations.sizes.choose_sizes`.
-        folder: Where to keep what is done, so that the same sweep, started again, goes on where it was.
+        folder: Where to keep what is done, so that the same sweep, started again, goes on where it was, on as many
+            devices as there then are. Several processes share it.
         progress: Whether to show a bar on stderr, with the rate and what remains.
 
     Returns:
@@ -144,7 +150,11 @@ def sweep(
     routes = [find_route(base, cast("Decoder", cell.edit(model).body)) for cell in edits]
     for route in routes:
         check_rows(route.edits, batch)
+    mesh = mesh_of(model.body)
+    if noise and mesh is not None and mesh.is_multi_process:
+        raise ValueError("noise is measured by one process; leave noise=True out on a mesh of several")
     sizes = choose_sizes(model.architecture, tokens.shape, available() // 2 if memory is None else memory)
+    sizes = Sizes(*least(dataclasses.astuple(sizes), mesh))
     labels = [cell.labels for cell in edits]
     ledger = None if folder is None else Ledger(folder, digest_of(base, labels, routes, texts, measure))
     keep_compiled_programs()
@@ -169,11 +179,13 @@ def sweep(
 
         for block in () if ledger is None else ledger.blocks():
             take(block)
+        values, clean = agree(values, mesh), agree(clean, mesh)
         done = ~np.isnan(clean) & ~np.isnan(values)
         for block in measure_cells(base, routes, first_columns(routes, texts), texts, measure, sizes, done):
             take(block)
-            if ledger is not None:
+            if ledger is not None and block.written:
                 ledger.add(block)
+    values, clean = agree(values, mesh), agree(clean, mesh)
     table = _table(edits, clean, values, other)
     return mark_noise(table, _measure_noise(model, prompts, edits, metric, mask, table)) if noise else table
 
@@ -216,7 +228,7 @@ def _corrupted(
         some = np.minimum(np.arange(first, first + rows), batch - 1)
         own = base if rows == batch else base.of_rows(some)
         texts = Texts(jnp.asarray(tokens[some]), jnp.asarray(valid[some]))
-        parts.append(np.asarray(CleanRun.of(own, texts, measure.take(jnp.asarray(some))).value)[0])
+        parts.append(fetch(CleanRun.of(own, texts, measure.take(jnp.asarray(some))).value)[0])
     return np.concatenate(parts)[:batch]
 
 

@@ -20,18 +20,39 @@ Model = Annotated[Positional[str], arg(metavar="MODEL")]
 Experiment = Annotated[Positional[str], arg(metavar="EXPERIMENT")]
 
 
-def load_model(source: str, dtype: str = "float32") -> LanguageModel:
-    """Loads a model; of a `source.json` that `fetch` wrote, the model beside it under its original name."""
+def join_processes(mesh: str | None, distributed: bool) -> str | None:
+    """Joins the other processes of a job, if there are any, before anything else of JAX.
+
+    Returns:
+        The mesh as a line; that of a job that names none is a whole model on every device.
+    """
+    if not distributed:
+        return mesh
+    from jaxinterp.parallel import processes
+
+    processes.join()
+    return mesh or str(processes.default_mesh())
+
+
+def load_model(source: str, dtype: str = "float32", mesh: str | None = None) -> LanguageModel:
+    """Loads a model, onto a mesh if one is named.
+
+    Of a `source.json` that `fetch` wrote it is the model beside it, under its original name.
+    """
     from jaxinterp import artefacts
     from jaxinterp.activations.compilation import keep_compiled_programs
     from jaxinterp.models.language_model import load
+    from jaxinterp.parallel.loading import load_sharded
+
+    def read(place: str | Path) -> LanguageModel:
+        return load(place, dtype) if mesh is None else load_sharded(place, mesh, dtype)
 
     keep_compiled_programs()
     say(f"loading {source}")
     if not source.endswith("source.json"):
-        return load(source, dtype)
+        return read(source)
     record = artefacts.read_json(source)
-    return dataclasses.replace(load(Path(source).parent / record["path"], dtype), source=record["source"])
+    return dataclasses.replace(read(Path(source).parent / record["path"]), source=record["source"])
 
 
 def edited(model: LanguageModel, edits: tuple[str, ...]) -> LanguageModel:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from jaxinterp.cli.arguments import Many, Model, edited, load_model, say
+from jaxinterp.cli.arguments import Many, Model, edited, join_processes, load_model, say
 
 
 def fetch(
@@ -86,6 +86,8 @@ def generate(
     seed: int = 0,
     chat: bool = False,
     edit: Many = (),
+    mesh: str | None = None,
+    distributed: bool = False,
 ) -> None:
     """Continue prompts.
 
@@ -97,12 +99,17 @@ def generate(
         seed: Of the sampling.
         chat: Whether to wrap each prompt in the model's chat template.
         edit: An edit as one would write it in Python, such as "ablate(head(4, 5))"; repeat for several.
+        mesh: How the devices share the model, such as "data=2,tensor=4"; by default it is on one.
+        distributed: Whether this is one of several processes that do it together, as srun starts them; the first one
+            prints.
     """
+    mesh = join_processes(mesh, distributed)
     import jax
 
     import jaxinterp as ji
+    from jaxinterp.parallel.placement import first_process
 
-    lm = load_model(model)
+    lm = load_model(model, mesh=mesh)
     if chat:
         tokenizer = lm.require_tokenizer()
         prompt = tuple(tokenizer.chat([{"role": "user", "content": text}]) for text in prompt)
@@ -110,7 +117,7 @@ def generate(
     texts = ji.generate(
         lm, list(prompt), max_new_tokens=max_new_tokens, temperature=temperature, key=jax.random.key(seed)
     )
-    for text, more in zip(prompt, texts, strict=True):
+    for text, more in zip(prompt, texts, strict=True) if first_process() else ():
         print(f"{text}\033[1m{more}\033[0m" if sys.stdout.isatty() else f"{text}{more}")
 
 

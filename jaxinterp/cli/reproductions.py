@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from jaxinterp.cli.arguments import Experiment, Pairs, load_model, say, split_pairs
+from jaxinterp.cli.arguments import Experiment, Pairs, join_processes, load_model, say, split_pairs
 
 
 def experiments() -> None:
@@ -30,6 +30,8 @@ def run(
     input: Pairs = (),  # noqa: A002
     arrays: Path | None = None,
     dtype: str = "float32",
+    mesh: str | None = None,
+    distributed: bool = False,
 ) -> None:
     """Run an experiment and write its table.
 
@@ -41,15 +43,20 @@ def run(
         input: NAME=PATH of a table (.parquet) or arrays (.safetensors) that another experiment made.
         arrays: Where to write the experiment's arrays, if it makes any (.safetensors).
         dtype: Of the weights: "float32", or "bfloat16" for a model that is too large otherwise.
+        mesh: How the devices share each model, such as "data=2,tensor=4"; by default it is on one.
+        distributed: Whether this is one of several processes that do it together, as srun starts them; the first one
+            writes.
     """
+    mesh = join_processes(mesh, distributed)
     from inspect import signature
 
     from jaxinterp import artefacts, experiments
     from jaxinterp.config import as_dict, load_config, read_settings
+    from jaxinterp.parallel.placement import first_process
 
     module = experiments.find(experiment)
     settings = load_config(module.Config, read_settings(config), where=experiment)
-    models = {role: load_model(source, dtype) for role, source in split_pairs("--model", model).items()}
+    models = {role: load_model(source, dtype, mesh) for role, source in split_pairs("--model", model).items()}
     inputs = _Inputs({name: _read_input(path) for name, path in split_pairs("--input", input).items()})
     say(f"running {experiment}")
     started = time.monotonic()
@@ -59,9 +66,11 @@ def run(
     result = module.run(settings, models, **({"inputs": inputs} if takes_inputs else {}))
     table, made = result if isinstance(result, tuple) else (result, None)
     origin = artefacts.provenance(as_dict(settings), models={role: lm.source for role, lm in models.items()})
-    if arrays is not None:
-        if made is None:
-            raise ValueError(f"--arrays {arrays}: the experiment {experiment} makes no arrays; leave the flag out.")
+    if arrays is not None and made is None:
+        raise ValueError(f"--arrays {arrays}: the experiment {experiment} makes no arrays; leave the flag out.")
+    if not first_process():
+        return
+    if arrays is not None and made is not None:
         artefacts.write_arrays(made.values, arrays, made.axes, origin)
     artefacts.write_table(table, output, origin)
     say(f"{experiment}: {table.height} rows in {time.monotonic() - started:.0f} s -> {output}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from jaxinterp.cli.arguments import say
+from jaxinterp.cli.arguments import join_processes, say
 
 
 def train(
@@ -17,6 +17,7 @@ def train(
     output: Path,
     start: str | None = None,
     checkpoints: Path | None = None,
+    distributed: bool = False,
 ) -> None:
     """Train a small model and write it as a Hugging Face folder.
 
@@ -28,7 +29,10 @@ def train(
         output: The folder to write: weights, tokenizer, recipe, log and model card.
         start: The model that practises, instead of the one that the recipe names.
         checkpoints: Where checkpoints are while the model is trained; by default beside the output.
+        distributed: Whether this is one of several processes that do it together, as srun starts them, on the devices
+            that the recipe names; the first one writes.
     """
+    join_processes(None, distributed)
     from jaxinterp.activations.compilation import keep_compiled_programs
     from jaxinterp.config import load_config
     from jaxinterp.training import grpo_recipe

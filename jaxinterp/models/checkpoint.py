@@ -42,6 +42,10 @@ class Checkpoint(Protocol):
         """Reads one tensor as an owned, finite float32 array in Hugging Face orientation."""
         ...
 
+    def read_part(self, key: str, part: tuple[slice, ...], dtype: Any) -> np.ndarray:
+        """Reads a block of one tensor, one slice for each dimension, as an owned, finite array of some dtype."""
+        ...
+
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
     """Opens a checkpoint; the weights stay on disk until they are read.
@@ -113,6 +117,22 @@ class SafetensorsCheckpoint:
         """
         return _read_tensor(self._file(key), key, self._shapes[key])
 
+    def read_part(self, key: str, part: tuple[slice, ...], dtype: Any) -> np.ndarray:
+        """Reads a block of one tensor; no more than it is brought into memory.
+
+        Args:
+            key: Hugging Face name.
+            part: One slice with a start and a stop for each dimension.
+            dtype: Of the result.
+
+        Returns:
+            An owned array.
+
+        Raises:
+            ValueError: As in `read`.
+        """
+        return _read_block(self._file(key), key, part, dtype)
+
     def _file(self, key: str) -> Path:
         if key not in self._files:
             raise ValueError(f"{self.path} has no tensor {key!r}: it has {len(self._files)}, see `keys()`")
@@ -135,19 +155,24 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
 
 
 def _read_tensor(file: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
-    out = np.empty(shape, np.float32)
-    count, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
-    rows = out.reshape(count, width)
-    step = max(1, BLOCK_ELEMENTS // max(1, width))
+    return _read_block(file, key, tuple(slice(0, count) for count in shape), np.float32)
+
+
+def _read_block(file: Path, key: str, part: tuple[slice, ...], dtype: Any) -> np.ndarray:
+    out = np.empty([cut.stop - cut.start for cut in part], dtype)
+    step = max(1, BLOCK_ELEMENTS // max(1, math.prod(out.shape[1:])))
     with _open(file) as tensors:
         stored = tensors.get_slice(key)
         if stored.get_dtype() not in _FLOATS:
             raise ValueError(f"{file}: tensor {key!r} is stored as {stored.get_dtype()}, not as one of {_FLOATS}")
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            block = stored[start:stop] if shape else tensors.get_tensor(key)
+        if not part:
+            out[...] = tensors.get_tensor(key)
+            refuse_nonfinite(out, key, file)
+        for start in range(0, len(out) if part else 0, step):
+            stop = min(start + step, len(out))
+            block = stored[(slice(part[0].start + start, part[0].start + stop), *part[1:])]
             refuse_nonfinite(block, key, file)
-            rows[start:stop] = block.reshape(stop - start, width)
+            out[start:stop] = block
     return out
 
 

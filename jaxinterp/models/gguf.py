@@ -67,6 +67,22 @@ class GgufCheckpoint:
             out -= 1
         return out
 
+    def read_part(self, key: str, part: tuple[slice, ...], dtype: Any) -> np.ndarray:
+        """Reads a block of one tensor; the whole tensor is in memory while it is cut.
+
+        Args:
+            key: Hugging Face name.
+            part: One slice for each dimension.
+            dtype: Of the result.
+
+        Returns:
+            An owned array.
+
+        Raises:
+            ValueError: As in `read`.
+        """
+        return self.read(key)[part].astype(dtype)
+
     def _name(self, key: str) -> str:
         if key not in self._names:
             raise ValueError(f"{self.path} has no tensor {key!r}: it has {len(self._names)}, see `keys()`")

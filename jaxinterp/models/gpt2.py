@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax.numpy as jnp
-
 from jaxinterp.models.architecture import Architecture
 from jaxinterp.models.configuration import ConfigReader
-from jaxinterp.models.convert import Rule, plain, transposed
+from jaxinterp.models.convert import PART, Rule, plain, transposed
 from jaxinterp.models.families import Family
 
 _BLOCK = "transformer.h.{layer}."
 _TO = "blocks.{layer}."
-_QKV = tuple(f"{_TO}W_{name}" for name in "QKV")
 
 
-def _split_weight(architecture: Architecture, stored: Any) -> tuple[Any, ...]:
-    columns = stored.reshape(architecture.embedding, 3, architecture.heads, architecture.projection)
-    return tuple(columns[:, part].transpose(1, 2, 0) for part in range(3))
-
-
-def _join_weight(architecture: Architecture, *parts: Any) -> Any:
-    return jnp.concatenate([part.transpose(2, 0, 1).reshape(architecture.embedding, -1) for part in parts], axis=1)
-
-
-def _split_bias(architecture: Architecture, stored: Any) -> tuple[Any, ...]:
-    return tuple(stored.reshape(3, architecture.heads, architecture.projection))
-
-
-def _join_bias(_: Architecture, *parts: Any) -> Any:
-    return jnp.concatenate([part.reshape(-1) for part in parts])
+def _fused(key: str, kind: str) -> Rule:
+    """All queries, then all keys, then all values; inputs come first."""
+    weights = tuple(f"{_TO}{kind}_{name}" for name in "QKV")
+    return Rule(
+        f"{_BLOCK}attn.c_attn.{key}",
+        weights,
+        lambda names: (*((name,) for name in names[2:]), (PART, *names[:2])),
+    )
 
 
 def _output(key: str, weight: str) -> Rule:
-    def split(architecture: Architecture, stored: Any) -> tuple[Any, ...]:
-        return (stored.T.reshape(-1, architecture.heads, architecture.projection),)
-
-    return Rule(key, (weight,), split, lambda _, used: used.reshape(used.shape[0], -1).T)
+    """An output projection stored [heads * projection, embedding]."""
+    return Rule(key, (weight,), lambda names: (names[1:], names[:1]))
 
 
 RULES = (
@@ -45,8 +31,8 @@ RULES = (
     plain("transformer.wpe.weight", "W_pos"),
     plain(f"{_BLOCK}ln_1.weight", f"{_TO}ln_attn.w"),
     plain(f"{_BLOCK}ln_1.bias", f"{_TO}ln_attn.b"),
-    Rule(f"{_BLOCK}attn.c_attn.weight", _QKV, _split_weight, _join_weight),
-    Rule(f"{_BLOCK}attn.c_attn.bias", tuple(f"{_TO}b_{name}" for name in "QKV"), _split_bias, _join_bias),
+    _fused("weight", "W"),
+    _fused("bias", "b"),
     _output(f"{_BLOCK}attn.c_proj.weight", f"{_TO}W_O"),
     plain(f"{_BLOCK}attn.c_proj.bias", f"{_TO}b_O"),
     plain(f"{_BLOCK}ln_2.weight", f"{_TO}ln_mlp.w"),

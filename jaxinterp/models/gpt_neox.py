@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax.numpy as jnp
-
 from jaxinterp.models.architecture import Architecture, Rope
 from jaxinterp.models.configuration import ConfigReader
-from jaxinterp.models.convert import Rule, from_heads, plain
+from jaxinterp.models.convert import PART, Rule, from_heads, plain
 from jaxinterp.models.families import Family
 
 _BLOCK = "gpt_neox.layers.{layer}."
 _TO = "blocks.{layer}."
 
 
-def _split(architecture: Architecture, stored: Any) -> tuple[Any, ...]:
-    by_head = stored.reshape(architecture.heads, 3, architecture.projection, *stored.shape[1:])
-    return tuple(by_head[:, part] for part in range(3))
-
-
-def _join(_: Architecture, *parts: Any) -> Any:
-    fused = jnp.stack([jnp.asarray(part) for part in parts], axis=1)
-    return fused.reshape(-1, *fused.shape[3:])
-
-
 def _fused(key: str, kind: str) -> Rule:
-    return Rule(f"{_BLOCK}attention.query_key_value.{key}", tuple(f"{_TO}{kind}_{n}" for n in "QKV"), _split, _join)
+    """Queries, keys and values of a head stand one after the other, head by head."""
+    weights = tuple(f"{_TO}{kind}_{name}" for name in "QKV")
+    return Rule(
+        f"{_BLOCK}attention.query_key_value.{key}",
+        weights,
+        lambda names: ((names[0], PART, names[1]), *((name,) for name in names[2:])),
+    )
 
 
 RULES = (

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,7 +103,13 @@ class EmbeddingTable(LanguageModel):
         return embedding_table.TableWeights(super().weights(), self.source)
 
 
-def load(source: str | Path, dtype: Any = "float32", revision: str | None = None) -> LanguageModel:
+def load(
+    source: str | Path,
+    dtype: Any = "float32",
+    revision: str | None = None,
+    *,
+    place: Callable[[Architecture], Mapping[str, jax.sharding.Sharding]] | None = None,
+) -> LanguageModel:
     """Loads a model.
 
     Args:
@@ -110,6 +117,8 @@ def load(source: str | Path, dtype: Any = "float32", revision: str | None = None
             Nothing is fetched again once it is in the cache.
         dtype: Dtype of every weight: `"float32"`, `"bfloat16"`, `"float16"` or `"float64"`.
         revision: Revision of a hub model.
+        place: Architecture -> where each weight goes, by name; then this process reads the parts of its own devices
+            and no others. By default everything goes to the default device. `jaxinterp.load_sharded` gives one.
 
     Returns:
         The model, with the tokenizer if the source has one; an `EmbeddingTable` if it is an encoder such as BERT.
@@ -127,11 +136,14 @@ def load(source: str | Path, dtype: Any = "float32", revision: str | None = None
     stored = checkpoint.open_checkpoint(resolved.path)
     config, tokenizer = json.dumps(stored.config, sort_keys=True), _read_tokenizer(resolved.path)
     if stored.config.get("model_type") in embedding_table.ENCODERS:
+        if place is not None:
+            raise ValueError(f"{resolved.source} is an encoder, of which one table is read; load it without a mesh")
         table, architecture = embedding_table.read_table(stored, resolved.source, asked)
         return EmbeddingTable(table, architecture, config, tokenizer, resolved.source)
     family, architecture = families.read_architecture(stored.config, str(resolved.path))
     rename = family.renaming(list(stored.keys()), architecture)
-    weights = convert.to_canonical(stored, architecture, family.rules, asked, rename)
+    shardings = None if place is None else place(architecture)
+    weights = convert.to_canonical(stored, architecture, family.rules, asked, rename, shardings)
     return LanguageModel(
         body=decoder.build(architecture, weights),
         architecture=architecture,

@@ -11,15 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
 from jaxinterp.models import families
 from jaxinterp.models.checkpoint import INDEX
-from jaxinterp.models.convert import Rule, expand
+from jaxinterp.models.convert import expand
 
 _LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -137,12 +135,8 @@ def _tensor_shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...
     family, architecture = families.read_architecture(config, "random model")
     shapes = architecture.weights()
 
-    def stored(rule: Rule) -> tuple[int, ...]:
-        parts = [jax.ShapeDtypeStruct(tuple(shapes[name].values()), jnp.float32) for name in rule.weights]
-        return jax.eval_shape(lambda *arrays: rule.join(architecture, *arrays), *parts).shape
-
     for rule in expand(family.rules, architecture):
-        yield rule.key, stored(rule)
+        yield rule.key, rule.stored_shape(shapes[rule.weights[0]])
 
 
 def _draw(shape: tuple[int, ...], dtype: np.dtype, seed: int, place: int) -> np.ndarray:

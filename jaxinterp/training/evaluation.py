@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 from jaxinterp.models.nnx import Decoder
+from jaxinterp.parallel.placement import fetch
 from jaxinterp.training.packing import Rows
 
 
@@ -79,7 +80,7 @@ def _read(decoder: Decoder, rows: np.ndarray | Rows, batch: int) -> Iterator[tup
         here = min(batch, len(rows) - first)
         part = rows[np.minimum(np.arange(first, first + batch), len(rows) - 1)]
         losses, counted, likeliest = _losses_and_likeliest(graph, weights, arrays(part))
-        yield np.asarray(losses)[:here], np.asarray(likeliest)[:here], np.asarray(counted)[:here]
+        yield fetch(losses)[:here], fetch(likeliest)[:here], fetch(counted)[:here]
 
 
 @functools.partial(jax.jit, static_argnames="graph")

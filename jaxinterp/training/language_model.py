@@ -23,7 +23,10 @@ import polars as pl
 from flax import nnx
 
 from jaxinterp.models.nnx import Decoder
-from jaxinterp.training import flops, mesh
+from jaxinterp.parallel.mesh import Mesh
+from jaxinterp.parallel.placement import everywhere, first_process, put, put_rows, to_one_device
+from jaxinterp.parallel.stacked import lay_out, shardings
+from jaxinterp.training import flops
 from jaxinterp.training.checkpoints import Checkpoints, what_is_kept
 from jaxinterp.training.evaluation import arrays, mean_loss, predict
 from jaxinterp.training.packing import Batches, Rows
@@ -128,7 +131,7 @@ def train(
     held_out: np.ndarray | Rows | None = None,
     *,
     checkpoints: Checkpoints | None = None,
-    devices: mesh.Mesh | None = None,
+    devices: Mesh | None = None,
     measure: Callable[[Decoder], Mapping[str, float | None]] | None = None,
 ) -> tuple[Decoder, pl.DataFrame]:
     """Trains a decoder.
@@ -139,7 +142,8 @@ def train(
         course: Settings.
         held_out: Packed texts that are only looked at.
         checkpoints: Where the run is saved, every `save_every` steps and at the end; it goes on from what is there.
-        devices: How many devices take part; one by default.
+        devices: How many devices take part; one by default. All processes of the mesh train together, the first one
+            writes.
         measure: What else the log tells of the decoder, by column.
 
     Returns:
@@ -156,24 +160,27 @@ def train(
     _check(course, checkpoints)
     graph, weights = nnx.split(decoder)
     rule, rate, batches = optimiser(course), schedule(course), Batches(rows, course.rows, course.seed)
-    devices = devices or mesh.Mesh()
-    grid = mesh.make(devices, decoder.architecture, course.rows)
+    devices = devices or Mesh()
+    grid = lay_out(devices, decoder.architecture, course.rows)
     state = {"weights": weights, "optimiser": rule.init(weights)}
-    places = mesh.shardings(grid, decoder.architecture, state)
-    state, key, first = jax.device_put(jax.tree.map(jnp.copy, state), places), jax.random.key(course.seed), 0
+    places = shardings(grid, decoder.architecture, state)
+    gathered = shardings(grid, decoder.architecture, weights, gathered=True)
+    state, first = jax.tree.map(put, jax.tree.map(jnp.copy, state), places), 0
+    key = jax.random.wrap_key_data(put(jax.random.key_data(jax.random.key(course.seed)), everywhere(grid)))
     if checkpoints is not None and (found := checkpoints.restore({**state, "key": key})) is not None:
         first, state = found
         if (jax.random.key_data(state.pop("key")) != jax.random.key_data(key)).any():
             raise ValueError(f"{checkpoints.folder}: the run there has another seed; choose another folder")
         _LOG.info("going on from step %d in %s", first, checkpoints.folder)
-    journal = Journal(None if checkpoints is None else checkpoints.folder / "log.jsonl", first)
+    kept_log = checkpoints is not None and first_process()
+    journal = Journal(checkpoints.folder / "log.jsonl" if kept_log else None, first)
     peak, source = flops.peak(course.compute)
     _LOG.info("utilisation is of %.4g operations/s, %s, on %d of them", peak, source, devices.size)
 
     def batch(step: int) -> Any:
-        return jax.device_put(arrays(batches[step]), mesh.batch_sharding(grid))
+        return put_rows(arrays(batches[step]), grid)
 
-    kept = tuple(jax.tree.leaves(places))
+    kept = tuple(jax.tree.leaves(places)), tuple(jax.tree.leaves(gathered))
     before = journal.rows[-1] if journal.rows else {"tokens": 0, "seconds": 0.0}
     window = _Window()
     for step in shown(first, course.last, flops.size(batches[first])[0], "tokens"):
@@ -209,8 +216,7 @@ def train(
         before, window = row, _Window()
     if checkpoints is not None:
         checkpoints.wait()
-    weights = jax.device_put(state["weights"], jax.devices()[0])
-    return nnx.merge(graph, weights), pl.DataFrame(journal.rows, infer_schema_length=None)
+    return nnx.merge(graph, to_one_device(state["weights"])), pl.DataFrame(journal.rows, infer_schema_length=None)
 
 
 class _Window:
@@ -249,18 +255,24 @@ def _stray(course: Course, checkpoints: Checkpoints | None, done: int, steps: in
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=4)
-def _step(graph: Any, rule: Any, compute: str, places: tuple[Any, ...], state: Any, batch: Any) -> Any:
+def _step(graph: Any, rule: Any, compute: str, places: Any, state: Any, batch: Any) -> Any:
+    kept, gathered = places
+
     def loss_of(weights: Any) -> jax.Array:
-        whole = jax.lax.with_sharding_constraint(_narrow(weights, compute), mesh.everywhere(places[0].mesh))
+        whole = _at(_narrow(weights, compute), gathered)
         losses, counted, _ = predict(nnx.merge(graph, whole), *batch)
         return jnp.sum(losses * counted) / jnp.maximum(jnp.sum(counted), 1)
 
     loss, gradient = jax.value_and_grad(loss_of)(state["weights"])
     updates, optimiser_state = rule.update(gradient, state["optimiser"], state["weights"])
     weights = optax.apply_updates(state["weights"], updates)
-    state = {"weights": weights, "optimiser": optimiser_state}
-    state = jax.lax.with_sharding_constraint(state, jax.tree.unflatten(jax.tree.structure(state), places))
+    state = _at({"weights": weights, "optimiser": optimiser_state}, kept)
     return state, loss, optax.tree.norm(gradient)
+
+
+def _at(tree: Any, places: tuple[Any, ...]) -> Any:
+    """A tree with each array where it belongs."""
+    return jax.lax.with_sharding_constraint(tree, jax.tree.unflatten(jax.tree.structure(tree), places))
 
 
 def _narrow(weights: Any, compute: str) -> Any:

@@ -12,6 +12,7 @@ import polars as pl
 
 from jaxinterp import artefacts
 from jaxinterp.models.language_model import LanguageModel, save
+from jaxinterp.parallel.placement import first_process
 from jaxinterp.training.checkpoints import Checkpoints
 
 History = list[tuple[int, dict[str, Any]]]
@@ -88,7 +89,8 @@ def follow(kept: Checkpoints, settings: Mapping[str, Any], free: Sequence[str], 
                 "folder, or choose another output"
             )
         history = [entry for entry in history if entry[0] < kept.steps[-1]] + [(kept.steps[-1], now)]
-    artefacts.write_json(history, file)
+    if first_process():
+        artefacts.write_json(history, file)
     return history
 
 

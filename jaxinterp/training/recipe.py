@@ -24,9 +24,12 @@ from jaxinterp.models import families
 from jaxinterp.models.architecture import Architecture
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.models.nnx import Decoder, to_weights
+from jaxinterp.parallel.mesh import Mesh
+from jaxinterp.parallel.placement import first_process
+from jaxinterp.parallel.stacked import lay_out
 from jaxinterp.tasks.countdown_corpus import CorpusSettings
 from jaxinterp.tasks.tokenizer import Tokenizer
-from jaxinterp.training import card, corpora, language_model, mesh, model_folder
+from jaxinterp.training import card, corpora, language_model, model_folder
 from jaxinterp.training.checkpoints import Checkpoints
 from jaxinterp.training.language_model import Course
 
@@ -71,7 +74,7 @@ class Recipe:
     """How it is trained."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Of the saved weights; in training they are float32."""
-    devices: mesh.Mesh = dataclasses.field(default_factory=mesh.Mesh)
+    devices: Mesh = dataclasses.field(default_factory=Mesh)
     """On how many devices it is trained."""
 
 
@@ -183,7 +186,7 @@ def train(recipe: Recipe, folder: str | Path, checkpoints: str | Path | None = N
     tokenizer = corpora.tokenizer(recipe.corpus)
     config = configuration(recipe, tokenizer)
     decoder, architecture = initial_decoder(recipe, config)
-    mesh.make(recipe.devices, architecture, recipe.course.rows)
+    lay_out(recipe.devices, architecture, recipe.course.rows)
     place, settings = model_folder.checkpoints_beside(folder, checkpoints), as_dict(recipe)
     with contextlib.ExitStack() as stack:
         kept = stack.enter_context(Checkpoints(place)) if recipe.course.save_every else None
@@ -211,6 +214,8 @@ def train(recipe: Recipe, folder: str | Path, checkpoints: str | Path | None = N
         tokenizer=tokenizer,
         source=recipe.name,
     )
+    if not first_process():
+        return log
     told = card.write(recipe, architecture, log, history)
     model_folder.write(folder, model, settings, {"training_log": log}, told)
     if kept:

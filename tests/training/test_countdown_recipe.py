@@ -112,7 +112,7 @@ def test_bad_settings_are_sentences(tmp_path):
     for changed, sentence in (
         ({"kv_heads": 3}, "3 key-value heads do not divide 2 heads"),
         ({"context": 40}, "raise the context"),
-        ({"devices": recipe.mesh.Mesh(data=64)}, "64 devices are asked for"),
+        ({"devices": recipe.Mesh(data=64)}, "64 devices are asked for"),
         ({"course": dataclasses.replace(TINY.course, rows=4000)}, "cannot be drawn from"),
         ({"course": dataclasses.replace(TINY.course, save_every=3)}, "no multiple of log_every"),
     ):
