@@ -58,20 +58,22 @@ def outsiders(folder: Path, image: str) -> list[str]:
     return [str(log.relative_to(folder)) for log in logs(folder) if f"] in image {image} " not in log.read_text()]
 
 
+def difference(a: pl.DataFrame, b: pl.DataFrame) -> float:
+    """The largest difference of two tables' numbers, relative to 1 or to the number; all else must be the same."""
+    assert a.schema == b.schema and a.height == b.height
+    largest = 0.0
+    for name, kind in a.schema.items():
+        if not kind.is_float():
+            assert a[name].equals(b[name], null_equal=True), f"column {name}"
+            continue
+        x, y = (frame[name].fill_null(np.nan).to_numpy() for frame in (a, b))
+        assert np.array_equal(np.isnan(x), np.isnan(y)), f"column {name}"
+        scaled = np.abs(x - y) / np.maximum(1.0, np.abs(y))
+        largest = max(largest, float(np.max(scaled[~np.isnan(scaled)], initial=0.0)))
+    return largest
+
+
 def differences(one: Path, other: Path) -> dict[str, float]:
-    """The largest difference of each stage's numbers, relative to 1 or to the number; texts must be the same."""
-    found = {}
-    for stage in STAGES:
-        (a, _), (b, _) = tables(one)[stage], tables(other)[stage]
-        assert a.schema == b.schema and a.height == b.height, stage
-        largest = 0.0
-        for name, kind in a.schema.items():
-            if not kind.is_float():
-                assert a[name].equals(b[name], null_equal=True), f"{stage}: column {name}"
-                continue
-            x, y = (frame[name].fill_null(np.nan).to_numpy() for frame in (a, b))
-            assert np.array_equal(np.isnan(x), np.isnan(y)), f"{stage}: column {name}"
-            scaled = np.abs(x - y) / np.maximum(1.0, np.abs(y))
-            largest = max(largest, float(np.nanmax(scaled, initial=0.0)))
-        found[stage] = largest
-    return found
+    """`difference` of each stage's tables in two folders."""
+    tables_of_one, tables_of_other = tables(one), tables(other)
+    return {stage: difference(tables_of_one[stage][0], tables_of_other[stage][0]) for stage in STAGES}
