@@ -88,16 +88,18 @@ def run_outside(folder: Path) -> None:
     subprocess.run(command, cwd=folder, env=environment, check=True)
 
 
-def prepare(folder: Path, toys: Path | None = None) -> Path:
-    """A folder to run in, with the same models as `toys`; nothing new where there are some."""
+def prepare(folder: Path, other: Path | None = None) -> Path:
+    """A folder to run in, with the models and compiled programs of another; it stays as it is where there is one."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "models.yaml").exists():
         return folder
-    if toys is None:
+    if other is None:
         tiny.write_inputs(folder)
-    else:
-        shutil.copytree(toys / "toys", folder / "toys")
-        shutil.copy(toys / "models.yaml", folder / "models.yaml")
+        return folder
+    shutil.copytree(other / "toys", folder / "toys")
+    if (other / ".cache").exists():
+        shutil.copytree(other / ".cache", folder / ".cache", dirs_exist_ok=True)
+    shutil.copy(other / "models.yaml", folder / "models.yaml")
     return folder
 
 
@@ -139,7 +141,7 @@ def main() -> None:
         run_jobs_inside(jobs)
         print(f"proved: Snakemake outside, jobs inside: {check_inside(jobs, marker)}")
         print(f"proved: against no image, {check_equal(jobs, plain)}")
-        whole = prepare(folder / "whole", plain)
+        whole = prepare(folder / "whole", jobs)
         run_whole_inside(whole, marker["version"])
         print(f"proved: Snakemake inside, without a network: {check_inside(whole, marker)}")
         print(f"proved: against no image, {check_equal(whole, plain)}")
