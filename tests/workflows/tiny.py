@@ -15,6 +15,8 @@ from jaxinterp.models.toy import toy
 from tests.experiments import sentence_pair, words
 
 ROOT = Path(__file__).resolve().parents[2]
+# The stage that takes longest, smaller still: a proof runs the chain several times over.
+SMALLER = {"ablation": {"config": {"scan": 1, "sources": 2, "curve": 1, "curve_cases": 1, "draws": 1, "random": 1}}}
 STAGES = ("alignment", "steering", "verdicts", "probing", "ablation")
 
 
@@ -27,11 +29,12 @@ def write_toy(folder: Path, family: str, seed: int) -> Path:
 
 
 def write_inputs(folder: Path) -> Path:
-    """Three models in `folder`, and the configuration that names them relative to it."""
+    """Three models in `folder`, and the configuration that names them relative to it, over test.yaml."""
     made = {"smollm2": ("llama", 0), "gemma3": ("qwen3", 1), "minilm": ("llama", 2)}
     models = {name: write_toy(folder / "toys" / name, *kind) for name, kind in made.items()}
     path = folder / "models.yaml"
-    path.write_text(yaml.safe_dump({"models": {name: f"./{at.relative_to(folder)}" for name, at in models.items()}}))
+    named = {name: f"./{at.relative_to(folder)}" for name, at in models.items()}
+    path.write_text(yaml.safe_dump({"models": named} | SMALLER))
     return path
 
 
