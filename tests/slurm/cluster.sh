@@ -13,6 +13,10 @@ folder=$(realpath "$2")
 
 stop() {
     local file
+    if [ -s "$folder/run/slurmctld.pid" ]; then
+        timeout 20 squeue --noheader --format %i 2> /dev/null | xargs --no-run-if-empty timeout 20 scancel 2> /dev/null || true
+        sleep 2
+    fi
     for file in slurmd.n1 slurmd.n2 slurmctld munged; do
         if [ -s "$folder/run/$file.pid" ]; then kill "$(cat "$folder/run/$file.pid")" 2> /dev/null || true; fi
     done
