@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -67,27 +67,30 @@ def code_digest(module: str, root: Path | None = None) -> str:
     root = root or Path(__file__).resolve().parents[2]
     package = module.partition(".")[0]
     found: dict[Path, str] = {}
-    waiting = [module]
+    waiting, met = [module], {module}
     while waiting:
-        name = waiting.pop()
-        for path in _sources(name, root):
+        for path in _sources(waiting.pop(), root):
             if path not in found:
                 found[path] = path.read_text(encoding="utf-8")
-                here = ".".join(path.parent.relative_to(root).parts)
-                waiting += [entry for entry in _imports(found[path], here) if entry.partition(".")[0] == package]
+                imported = _imports(found[path], ".".join(path.parent.relative_to(root).parts))
+                fresh = {name for name in imported if name.partition(".")[0] == package} - met
+                met |= fresh
+                waiting += fresh
     text = "\n".join(f"{path.relative_to(root)}\n{source}" for path, source in sorted(found.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _imports(source: str, package: str) -> Iterator[str]:
+@functools.lru_cache(maxsize=4096)  # A workflow asks for dozens of digests, which share most of their modules.
+def _imports(source: str, package: str) -> frozenset[str]:
     """Modules that a source may import; names imported from a package are taken for modules too."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = f"{package}.{node.module}" if node.level else str(node.module)
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return frozenset(names)
 
 
 def _sources(name: str, root: Path) -> list[Path]:
