@@ -67,30 +67,29 @@ def code_digest(module: str, root: Path | None = None) -> str:
     root = root or Path(__file__).resolve().parents[2]
     package = module.partition(".")[0]
     found: dict[Path, str] = {}
-    waiting, met = [module], {module}
+    waiting = [module]
     while waiting:
-        for path in _sources(waiting.pop(), root):
+        name = waiting.pop()
+        for path in _sources(name, root):
             if path not in found:
                 found[path] = path.read_text(encoding="utf-8")
-                imported = _imports(found[path], ".".join(path.parent.relative_to(root).parts))
-                fresh = {name for name in imported if name.partition(".")[0] == package} - met
-                met |= fresh
-                waiting += fresh
+                here = ".".join(path.parent.relative_to(root).parts)
+                waiting += [entry for entry in _imports(found[path], here) if entry.partition(".")[0] == package]
     text = "\n".join(f"{path.relative_to(root)}\n{source}" for path, source in sorted(found.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-@functools.lru_cache(maxsize=4096)  # A workflow asks for dozens of digests, which share most of their modules.
-def _imports(source: str, package: str) -> frozenset[str]:
+@functools.cache
+def _imports(source: str, package: str) -> tuple[str, ...]:
     """Modules that a source may import; names imported from a package are taken for modules too."""
-    names: set[str] = set()
+    found: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = f"{package}.{node.module}" if node.level else str(node.module)
-            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return frozenset(names)
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return tuple(found)
 
 
 def _sources(name: str, root: Path) -> list[Path]:

@@ -70,8 +70,8 @@ MinJobAge=43200
 SlurmdParameters=config_overrides
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 GresTypes=tpu
-NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=17001 CPUs=2 RealMemory=6000 Gres=tpu:4 State=UNKNOWN
-NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=17002 CPUs=2 RealMemory=6000 State=UNKNOWN
+NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=17001 CPUs=2 RealMemory=12000 Gres=tpu:4 State=UNKNOWN
+NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=17002 CPUs=2 RealMemory=12000 State=UNKNOWN
 PartitionName=cpu Nodes=n1,n2 Default=YES MaxTime=60 State=UP
 PartitionName=tpu Nodes=n1 MaxTime=60 State=UP
 END
