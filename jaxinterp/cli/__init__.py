@@ -10,7 +10,7 @@ import sys
 
 import tyro
 
-from jaxinterp.cli import benchmarks, models, reproductions, sweeps, training, vocabularies
+from jaxinterp.cli import benchmarks, devices, models, reproductions, training, vocabularies
 from jaxinterp.cli.arguments import say
 
 _ABOUT = """Interpretability experiments on open language models: load, look, edit, read, reproduce.
@@ -31,7 +31,8 @@ A verb's own help: jaxinterp VERB --help. An error is one sentence; --traceback 
 
 _VERBS = (
     *(models.inspect, models.sites, models.generate, models.fetch, models.export, models.dry_run),
-    *(models.toy, models.random_model, vocabularies.neighbours, sweeps.sweep, sweeps.placement),
+    *(models.toy, models.random_model, vocabularies.neighbours),
+    *(devices.sweep, devices.placement, devices.distributed_check),
     *(reproductions.experiments, reproductions.run, reproductions.figure, reproductions.check, reproductions.claims),
     *(reproductions.schema, reproductions.report),
     *(benchmarks.bench, benchmarks.benchmark, benchmarks.benchmark_figure, benchmarks.benchmark_sampling),

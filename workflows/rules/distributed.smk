@@ -28,7 +28,7 @@ rule distributed:
         prompts=config["distributed"]["prompts"],
         sweep=srun_words() + ["jaxinterp", "sweep"] + shlex.split(config["distributed"]["sweep"]),
         distributed="--distributed" if config["distributed"]["processes"] > 1 else [],
-        code=code_digest("jaxinterp.cli.sweeps"),
+        code=code_digest("jaxinterp.cli.devices"),
     shell:
         "printf '%s\\n' {params.prompts:q} > {output.prompts:q}\n"
         "{params.sweep:q} --prompts {output.prompts:q} {params.distributed:q} --output {output.table:q} 2>&1 | tee {log:q}"
