@@ -12,13 +12,19 @@ mkdir -p "$2"
 folder=$(realpath "$2")
 
 stop() {
-    local file
+    local file pid
     if [ -s "$folder/run/slurmctld.pid" ]; then
         timeout 20 squeue --noheader --format %i 2> /dev/null | xargs --no-run-if-empty timeout 20 scancel 2> /dev/null || true
         sleep 2
     fi
     for file in slurmd.n1 slurmd.n2 slurmctld munged; do
-        if [ -s "$folder/run/$file.pid" ]; then kill "$(cat "$folder/run/$file.pid")" 2> /dev/null || true; fi
+        [ -s "$folder/run/$file.pid" ] || continue
+        pid=$(cat "$folder/run/$file.pid")
+        kill "$pid" 2> /dev/null || true
+        for _ in $(seq 100); do
+            kill -0 "$pid" 2> /dev/null || break
+            sleep 0.1
+        done
     done
     for file in slurm.conf gres.conf; do
         [ "$(readlink "/etc/slurm/$file")" != "$folder/$file" ] || rm "/etc/slurm/$file"
