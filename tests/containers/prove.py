@@ -103,15 +103,15 @@ def prepare(folder: Path, other: Path | None = None) -> Path:
     return folder
 
 
-def check_inside(folder: Path, marker: dict[str, str]) -> str:
+def check_inside(folder: Path, marker: dict[str, str], stages: Sequence[str] = tiny.STAGES) -> str:
     """That every job and every artefact of a run tells of this image."""
     outside = tiny.outsiders(folder, NAME)
     assert tiny.logs(folder) and not outside, f"these jobs did not run in the image: {', '.join(outside)}"
-    for stage, (_, where) in tiny.tables(folder).items():
+    for stage, (_, where) in tiny.tables(folder, stages).items():
         assert where["image"] == marker, f"{stage}: its provenance names {where['image']}"
         assert where["backend"] == "cpu" and where["devices"] >= 1, stage
         assert where["commit"] == marker["commit"], stage
-    names = f"all {len(tiny.logs(folder))} jobs and the provenance of all {len(tiny.STAGES)} tables"
+    names = f"all {len(tiny.logs(folder))} jobs and the provenance of all {len(stages)} tables"
     return f"{names} name the image of commit {marker['commit'][:12]}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,9 @@ def arguments(profile: str = "local", root: str | Path = ROOT, config: str | Pat
     return [str(part) for part in [*flags, "--configfile", workflows / "config" / "test.yaml", config]]
 
 
-def tables(folder: Path) -> dict[str, tuple[pl.DataFrame, dict[str, Any]]]:
+def tables(folder: Path, stages: Sequence[str] = STAGES) -> dict[str, tuple[pl.DataFrame, dict[str, Any]]]:
     """Each stage's table and provenance."""
-    return {stage: artefacts.read_table(folder / "results" / stage / "table.parquet") for stage in STAGES}
+    return {stage: artefacts.read_table(folder / "results" / stage / "table.parquet") for stage in stages}
 
 
 def logs(folder: Path) -> list[Path]:
