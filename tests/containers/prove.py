@@ -123,6 +123,11 @@ def check_equal(inside: Path, outside: Path) -> str:
     return f"tables are equal within {max(largest.values()):.1e}; to the bit: {', '.join(same) or 'none'}"
 
 
+def say(sentence: str) -> None:
+    """Prints at once, also into a file."""
+    print(sentence, flush=True)
+
+
 def main() -> None:
     """Builds, runs and prints what holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -139,12 +144,12 @@ def main() -> None:
         run_outside(plain)
         jobs = prepare(folder / "jobs", plain)
         run_jobs_inside(jobs)
-        print(f"proved: Snakemake outside, jobs inside: {check_inside(jobs, marker)}")
-        print(f"proved: against no image, {check_equal(jobs, plain)}")
+        say(f"proved: Snakemake outside, jobs inside: {check_inside(jobs, marker)}")
+        say(f"proved: against no image, {check_equal(jobs, plain)}")
         whole = prepare(folder / "whole", jobs)
         run_whole_inside(whole, marker["version"])
-        print(f"proved: Snakemake inside, without a network: {check_inside(whole, marker)}")
-        print(f"proved: against no image, {check_equal(whole, plain)}")
+        say(f"proved: Snakemake inside, without a network: {check_inside(whole, marker)}")
+        say(f"proved: against no image, {check_equal(whole, plain)}")
 
 
 if __name__ == "__main__":

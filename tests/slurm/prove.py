@@ -154,9 +154,9 @@ def main() -> None:
         with cluster(folder / "cluster"):
             run(work, PART if given.quick else "all")
         stages = [PART] if given.quick else tiny.STAGES
-        print(f"proved: on Slurm, {containers.check_inside(work, marker, stages)}")
-        print(f"proved: {check_jobs(work)}")
-        print(f"proved: {check_joined(work, marker)}")
+        containers.say(f"proved: on Slurm, {containers.check_inside(work, marker, stages)}")
+        containers.say(f"proved: {check_jobs(work)}")
+        containers.say(f"proved: {check_joined(work, marker)}")
 
 
 if __name__ == "__main__":
