@@ -34,6 +34,7 @@ from jaxinterp.activations.shards import (
     read_manifest,
 )
 from jaxinterp.models.language_model import LanguageModel
+from jaxinterp.parallel.placement import mesh_of
 from jaxinterp.sites.cache import Cache
 from jaxinterp.sites.selectors import Site
 from jaxinterp.sites.taps import Address, edited_taps
@@ -82,6 +83,9 @@ def stream(
     chosen = (sites,) if isinstance(sites, Site) else tuple(sites)
     folder = Path(folder)
     _check(model, chosen, batch_size, dtype, positions)
+    mesh = mesh_of(model.body)
+    if mesh is not None and mesh.is_multi_process:
+        raise ValueError("captures are written by one process; load the model on a mesh of this host's devices")
     header = {
         "format": "jaxinterp stream 1",
         "model": {"source": model.source, "digest": model_digest(model)},

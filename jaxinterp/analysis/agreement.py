@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
-from scipy import stats
+import scipy
 
 from jaxinterp.analysis.statistics import bootstrap
 
@@ -87,4 +87,4 @@ def _pearson(both: np.ndarray) -> float:
 
 
 def _spearman(both: np.ndarray) -> float:
-    return _pearson(stats.rankdata(both, axis=0))
+    return _pearson(scipy.stats.rankdata(both, axis=0))

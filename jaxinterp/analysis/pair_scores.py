@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy import stats
+import scipy
 
 
 def standardise(scores: np.ndarray, *, ranks: bool = False) -> np.ndarray:
@@ -35,7 +35,7 @@ def standardise(scores: np.ndarray, *, ranks: bool = False) -> np.ndarray:
     upper = np.triu_indices(len(scores), 1)
     values = np.asarray(scores[upper], np.float64)
     if ranks:
-        values = stats.rankdata(values)
+        values = scipy.stats.rankdata(values)
     values = values - values.mean()
     length = np.sqrt(2 * np.sum(values**2))
     if length <= len(values) * np.finfo(np.float32).eps * np.abs(scores[upper]).max():

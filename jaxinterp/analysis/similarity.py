@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from jaxinterp.analysis.neighbours import Metric, nearest_neighbours
 
@@ -110,7 +110,7 @@ def compare_spaces(
     for name, measure in ((CKA, _cka), (PROCRUSTES, _procrustes)):
         value, without = measure(total), np.array([measure(sums) for sums in left])
         error = np.sqrt((groups - 1) * np.mean((without - without.mean()) ** 2))
-        reach = float(stats.t.ppf(0.975, groups - 1)) * float(error)
+        reach = float(scipy.stats.t.ppf(0.975, groups - 1)) * float(error)
         found[name] = Similarity(value, value - reach, value + reach, np.array([measure(sums) for sums in nulls]))
     return found
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+import scipy
 
 Alternative = Literal["greater", "less", "two-sided"]
 
@@ -38,7 +38,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
         raise ValueError(f"{successes} successes out of {n} trials; pass 0 <= successes <= n")
     if n == 0:
         return 0.0, 1.0
-    z = float(stats.norm.ppf((1 + level) / 2))
+    z = float(scipy.special.ndtri((1 + level) / 2))
     p = successes / n
     centre = p + z**2 / (2 * n)
     margin = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
@@ -155,7 +155,7 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
     >>> spearman(np.arange(9.0), -np.arange(9.0) ** 3)
     -1.0
     """
-    ranks = stats.rankdata(np.stack([first, second]), axis=1)
+    ranks = scipy.stats.rankdata(np.stack([first, second]), axis=1)
     ranks -= ranks.mean(axis=1, keepdims=True)
     size = np.sqrt(np.square(ranks).sum(axis=1).prod())
     return float(ranks[0] @ ranks[1] / size) if size > 0 else float("nan")
@@ -183,7 +183,7 @@ def rank_correlation(
     if np.isnan(value):
         return 0.0, -1.0, 1.0, 1.0
     low, high = bootstrap(np.stack([first, second], axis=1), seed, lambda rows: spearman(*rows.T), n)
-    ranks = stats.rankdata(np.stack([first, second]), axis=1)
+    ranks = scipy.stats.rankdata(np.stack([first, second]), axis=1)
     ranks -= ranks.mean(axis=1, keepdims=True)
     size = np.sqrt(np.square(ranks).sum(axis=1).prod())
     rng = np.random.default_rng(seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
+import scipy
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -15,7 +15,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
     Returns:
         Float64 of the same shape, from 1.
     """
-    return stats.rankdata(values, axis=0)
+    return scipy.stats.rankdata(values, axis=0)
 
 
 def pearson(first: np.ndarray, second: np.ndarray) -> float:

@@ -6,7 +6,7 @@ A vector's score of a token is its product with the token's row of the unembeddi
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from jaxinterp.analysis import geometry
 
@@ -78,7 +78,7 @@ def centred_ranks(scores: np.ndarray) -> np.ndarray:
     Returns:
         [..., token]; zero where all scores are equal.
     """
-    ranks = stats.rankdata(scores, axis=-1)
+    ranks = scipy.stats.rankdata(scores, axis=-1)
     ranks -= ranks.mean(axis=-1, keepdims=True)
     lengths = np.linalg.norm(ranks, axis=-1, keepdims=True)
     return ranks / np.where(lengths > 0, lengths, 1)

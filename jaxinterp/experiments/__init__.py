@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -79,15 +79,17 @@ def code_digest(module: str, root: Path | None = None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _imports(source: str, package: str) -> Iterator[str]:
+@functools.cache
+def _imports(source: str, package: str) -> tuple[str, ...]:
     """Modules that a source may import; names imported from a package are taken for modules too."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = f"{package}.{node.module}" if node.level else str(node.module)
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return tuple(found)
 
 
 def _sources(name: str, root: Path) -> list[Path]:

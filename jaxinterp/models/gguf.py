@@ -29,6 +29,7 @@ class GgufCheckpoint:
         if gguf_families.ROPE_FACTORS in shapes:
             factors = np.concatenate([block for _, block in self.file.rows(gguf_families.ROPE_FACTORS)])
         self.config: dict[str, Any] = gguf_families.config(path, self.file.metadata, shapes, factors)
+        self._whole: tuple[str, np.ndarray] | None = None
         self._names = gguf_families.names(path, self.file.metadata, shapes)
         self._layout = gguf_families.FAMILIES[self.file.metadata["general.architecture"]]
 
@@ -68,7 +69,7 @@ class GgufCheckpoint:
         return out
 
     def read_part(self, key: str, part: tuple[slice, ...], dtype: Any) -> np.ndarray:
-        """Reads a block of one tensor; the whole tensor is in memory while it is cut.
+        """Reads a block of one tensor; the whole tensor stays in memory until one of another is read.
 
         Args:
             key: Hugging Face name.
@@ -81,7 +82,10 @@ class GgufCheckpoint:
         Raises:
             ValueError: As in `read`.
         """
-        return self.read(key)[part].astype(dtype)
+        if self._whole is None or self._whole[0] != key:
+            self._whole = None
+            self._whole = key, self.read(key)
+        return self._whole[1][part].astype(dtype)
 
     def _name(self, key: str) -> str:
         if key not in self._names:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint
 import treescope
 from penzai import pz
 from safetensors.numpy import save_file
@@ -197,6 +196,8 @@ def save_tree(model: LanguageModel, folder: str | Path) -> None:
         model: The model.
         folder: Where to; it must not exist.
     """
+    import orbax.checkpoint
+
     with orbax.checkpoint.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(folder).absolute(), model.weights())
 
@@ -213,6 +214,8 @@ def restore_tree(model: LanguageModel, folder: str | Path) -> LanguageModel:
     """
     own = model.weights()
     like = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in own.items()}
+    import orbax.checkpoint
+
     with orbax.checkpoint.StandardCheckpointer() as checkpointer:
         weights = checkpointer.restore(Path(folder).absolute(), like)
     return with_weights(model, weights)

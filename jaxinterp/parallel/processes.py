@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def join() -> None:
         )
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            f"the processes of this job did not find each other ({str(error).splitlines()[0]}); start it with srun, on a "
-            "TPU slice, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process"
+            f"the processes of this job did not find each other ({str(error).splitlines()[0]}); start it with srun, on "
+            "a TPU slice, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process"
         ) from error
 
 
@@ -67,6 +68,13 @@ def resident() -> tuple[float, float]:
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     now, most = (int(lines[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
     return now, most
+
+
+def hosts(model: LanguageModel) -> list[str]:
+    """The name of the host (under Slurm, of the node) of each process of a model's mesh, in all of them."""
+    name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    letters = np.frombuffer(name.encode()[:64].ljust(64), np.uint8)
+    return [bytes(row.astype(np.uint8)).decode().strip() for row in every(letters, mesh_of(model.body))]
 
 
 def compare(model: LanguageModel, **own: float) -> list[dict[str, Any]]:

@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import json
 import shlex
@@ -11,6 +12,7 @@ from jaxinterp.config import refuse_unknown_keys
 from jaxinterp.experiments import code_digest
 
 ROOT = Path(workflow.basedir)
+code_digest = functools.cache(code_digest)  # Many rules call the same code.
 SECTIONS = []
 PAPERS = {}  # Paper -> experiment -> what `part` says of it, in the order of the paper's report.
 

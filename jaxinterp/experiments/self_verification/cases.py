@@ -17,7 +17,6 @@ import numpy as np
 import polars as pl
 
 import jaxinterp as ji
-from jaxinterp.activations.run import bucket
 from jaxinterp.analysis import statistics
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import verification
@@ -171,6 +170,14 @@ def make(model: LanguageModel, prefix: str, valid: bool, problem: int = 0) -> Ca
     return Case(tuple(ids), found[-1], problem)
 
 
+def _width(length: int) -> int:
+    """The padded length of a case: 64, 96, 128, 192, 256, 384 and so on."""
+    width = 64
+    while width < length:
+        width = width * 3 // 2 if width & (width - 1) == 0 else width * 4 // 3
+    return width
+
+
 def grouped(cases: Sequence[Case], most: int | None = None) -> Iterator[Group]:
     """Cases of similar length together, so that few shapes are compiled and little is padding.
 
@@ -183,7 +190,7 @@ def grouped(cases: Sequence[Case], most: int | None = None) -> Iterator[Group]:
     """
     widths: dict[int, list[int]] = {}
     for index, case in enumerate(cases):
-        widths.setdefault(-(-bucket(len(case.ids)) // 64) * 64, []).append(index)
+        widths.setdefault(_width(len(case.ids)), []).append(index)
     for width, indices in sorted(widths.items()):
         for first in range(0, len(indices), most or len(indices)):
             some = indices[first : first + (most or len(indices))]

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy import stats
+import scipy
 
 import jaxinterp as ji
 from jaxinterp.analysis import statistics
@@ -138,5 +138,5 @@ def _mean(values: np.ndarray, draws: np.ndarray | None) -> dict[str, Any]:
 def _area(margins: np.ndarray) -> float:
     """Chance that a right attempt gets the larger margin than a wrong one; margins [question, right or wrong]."""
     count = len(margins)
-    ranks = stats.rankdata(margins.T.reshape(-1))
+    ranks = scipy.stats.rankdata(margins.T.reshape(-1))
     return float((ranks[:count].sum() - count * (count + 1) / 2) / count**2)

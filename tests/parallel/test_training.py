@@ -7,9 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxinterp.models.toy import toy
-from jaxinterp.training.mesh import Mesh, make
-
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, re, sys
@@ -17,10 +14,11 @@ import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from jaxinterp.models.nnx import Decoder
 from jaxinterp.models.architecture import Architecture, Rope
-from jaxinterp.training import language_model, mesh
+from jaxinterp.parallel.mesh import Mesh
+from jaxinterp.training import language_model
 from jaxinterp.training.checkpoints import Checkpoints
 
-sizes = dict(vocabulary=18, embedding=16, layers=2, heads=2, kv_heads=1, projection=8, neurons=32)
+sizes = dict(vocabulary=18, embedding=16, layers=2, heads=2, kv_heads=2, projection=8, neurons=32)
 architecture = Architecture(
     family="qwen2", context=32, ropes=(Rope(theta=1e4, rotary=8),) * 2, qkv_bias=True, tied=False, **sizes
 )
@@ -28,7 +26,8 @@ decoder = Decoder(architecture, nnx.Rngs(0))
 rows = np.random.default_rng(0).integers(0, 17, (40, 13)).astype(np.int32)
 course = language_model.Course(steps=8, rows=8, warm_up=2, log_every=1, save_every=4)
 found = {"devices": len(jax.devices())}
-for name, devices in {"one": (1, 1), "data": (4, 1), "fsdp": (1, 4), "both": (2, 2)}.items():
+meshes = {"one": "data=1", "data": "data=4", "fsdp": "fsdp=4", "both": "data=2,fsdp=2", "tensor": "fsdp=2,tensor=2"}
+for name, line in meshes.items():
     sharded = []
     def look(now):
         weights = nnx.state(now)
@@ -38,7 +37,7 @@ for name, devices in {"one": (1, 1), "data": (4, 1), "fsdp": (1, 4), "both": (2,
         return {}
     with Checkpoints(sys.argv[1] + "/" + name) as checkpoints:
         _, log = language_model.train(
-            decoder, rows, course, devices=mesh.Mesh(data=devices[0], fsdp=devices[1]), measure=look,
+            decoder, rows, course, devices=Mesh.of(line), measure=look,
             checkpoints=checkpoints
         )
     found[name] = {"losses": log["loss"].to_list(), "norms": log["gradient_norm"].to_list(), "shards": sharded}
@@ -63,7 +62,7 @@ def found(tmp_path_factory):
     return json.loads(done.stdout.partition("RESULT")[2])
 
 
-@pytest.mark.parametrize("name", ["data", "fsdp", "both"])
+@pytest.mark.parametrize("name", ["data", "fsdp", "both", "tensor"])
 def test_several_devices_learn_what_one_learns(found, name):
     assert found["devices"] == 4
     np.testing.assert_allclose(found[name]["losses"], found["one"]["losses"], rtol=1e-5)
@@ -81,12 +80,8 @@ def test_a_run_goes_on_on_other_devices(found):
     np.testing.assert_allclose(found["resumed on one"], found["one"]["losses"], rtol=1e-5)
 
 
-def test_what_does_not_divide_is_a_sentence():
-    architecture = toy().architecture
-    for mesh, rows, sentence in (
-        (Mesh(data=3), 7, "there are 1"),
-        (Mesh(data=0), 7, "at least 1"),
-        (Mesh(fsdp=3), 9, "does not divide among 3 devices of fsdp"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            make(mesh, architecture, rows)
+def test_heads_and_units_are_split_over_tensor_too(found):
+    parts = {path: np.prod(whole) / np.prod(part) for path, whole, part, _ in found["tensor"]["shards"]}
+    assert len(parts) == len(found["one"]["shards"])
+    for name, times in (("W_Q", 4), ("W_K", 4), ("W_O", 4), ("W_in", 4), ("W_out", 4), ("W_E", 4), ("ln_attn.w", 2)):
+        assert next(count for path, count in parts.items() if f"'{name}'" in path) == times

@@ -1,4 +1,4 @@
-"""Verbs for many devices: sweep a model on a mesh, and say what each process holds of it."""
+"""Verbs for many devices: sweep a model on a mesh, say what each process holds, and check that all work as one."""
 
 from __future__ import annotations
 
@@ -116,6 +116,45 @@ def placement(
     if output is not None:
         origin = artefacts.provenance({"mesh": mesh, "dtype": dtype}, models=[lm.source])
         artefacts.write_json({"processes": rows, "provenance": origin}, output)
+
+
+def distributed_check(
+    *, output: Path, model: str = "builtin:countdown-6m-grpo", mesh: str | None = None, alone: bool = False
+) -> None:
+    """Check that the processes of a job work as one: an edited model on all of them gives what it gives on one device.
+
+    Args:
+        output: The record to write (.json): the hosts, what each process holds, and the largest difference.
+        model: The model, which has to fit on one device.
+        mesh: How devices take part; by default two share a model, if there is an even number.
+        alone: Whether this is the only process.
+    """
+    join_processes(None, distributed=not alone)
+    import jax
+    import numpy as np
+
+    import jaxinterp as ji
+    from jaxinterp import artefacts
+    from jaxinterp.parallel import processes
+    from jaxinterp.parallel.placement import first_process
+
+    count = len(jax.devices())
+    asked = mesh or (f"data={count // 2},tensor=2" if count % 2 == 0 else f"data={count}")
+    tokens = np.random.default_rng(0).integers(0, 8, (2, 12))
+    found = []
+    for lm in (load_model(model), load_model(model, mesh=asked)):
+        edited = ji.ablate(lm, ji.head(0, 0))
+        written = ji.generate_tokens(edited, tokens, 4, keep_logits=True)
+        found.append((ji.run(edited, tokens)[0], written.logits))
+    error = max(float(np.abs(here - there).max()) for here, there in zip(*found, strict=True))
+    rows = processes.compare(lm, **processes.held(lm))
+    hosts = processes.hosts(lm)
+    if not first_process():
+        return
+    origin = artefacts.provenance({"mesh": asked}, models=[lm.source])
+    record = {"error": error, "hosts": hosts, "processes": rows, "local_devices": jax.local_device_count()}
+    artefacts.write_json(record | origin, output)
+    say(f"{len(rows)} processes on {', '.join(hosts)} as {asked} differ from one device by {error:.1e} at most")
 
 
 def _lines(file: Path) -> list[str]:
