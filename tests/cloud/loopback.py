@@ -220,7 +220,7 @@ def cluster(folder: Path, **shared: str) -> Iterator[tuple[Cluster, Path]]:
 
 @contextlib.contextmanager
 def google_bucket_server() -> Iterator[str]:
-    """A server like Google Cloud Storage, in memory, with the bucket `results`, while the block runs; yields its address."""
+    """Something like Cloud Storage, in memory, with the bucket `results`, while the block runs; yields its address."""
     from gcp_storage_emulator.server import create_server
 
     with socket.create_server(("127.0.0.1", 0)) as free:
