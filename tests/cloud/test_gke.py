@@ -1,12 +1,14 @@
 """Jobs for GKE: what is sent to Kubernetes, and what its pods' commands do when they are really run."""
 
 import base64
+import importlib
 import json
 import subprocess
 import sys
 
 import pytest
 import yaml
+from snakemake_interface_common.exceptions import WorkflowError
 
 from tests.cloud import loopback, submission
 from tests.workflows.tiny import ROOT, STAGES
@@ -17,6 +19,7 @@ pytest.importorskip("snakemake_storage_plugin_gcs", reason="the extra `test` is 
 pytest.importorskip("gcp_storage_emulator", reason="the extra `test` is not installed")
 
 storage = pytest.importorskip("google.cloud.storage")
+client = pytest.importorskip("kubernetes.client")
 AnonymousCredentials = pytest.importorskip("google.auth.credentials").AnonymousCredentials
 PROFILE = yaml.safe_load((ROOT / "workflows" / "profiles" / "gke" / "profile.yaml").read_text())
 LAUNCHER = ROOT / "workflows" / "launchers" / "gke_slice.py"
@@ -54,8 +57,8 @@ class Submitted:
 
 def read_bucket(address):
     options = {"credentials": AnonymousCredentials(), "client_options": {"api_endpoint": address}}
-    client = storage.Client(project="any", **options)
-    return {blob.name: blob.download_as_bytes() for blob in client.list_blobs("results")}
+    blobs = storage.Client(project="any", **options).list_blobs("results")
+    return {blob.name: blob.download_as_bytes() for blob in blobs}
 
 
 @pytest.fixture(scope="module")
@@ -118,18 +121,52 @@ def test_no_secret_is_anywhere_but_in_the_clusters_own_secret(submitted):
     assert ("secrets", secret["metadata"]["name"]) in submitted.cluster.deleted
 
 
+@pytest.fixture
+def plugin(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "workflows" / "plugins")
+    return importlib.import_module("snakemake_executor_plugin_gke_tpu")
+
+
+def plain_body():
+    resources = client.V1ResourceRequirements(requests={"cpu": "950m"}, limits={"cpu": "1000m"})
+    words = {"command": ["/bin/sh"], "args": ["-c", "true"]}
+    container = client.V1Container(name="snakemake", image="any", resources=resources, **words)
+    pod = client.V1PodTemplateSpec(spec=client.V1PodSpec(containers=[container], restart_policy="Never"))
+    spec = client.V1JobSpec(backoff_limit=0, template=pod)
+    return client.V1Job(metadata=client.V1ObjectMeta(name="any"), spec=spec)
+
+
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("accelerator", "topology", "chips"),
+    [("tpu-v5-lite-podslice", "2x2", 4), ("tpu-v6e-slice", "2x4", 8), ("tpu-v5p-slice", "2x2x1", 4)],
+)
+def test_every_kind_of_chip_is_asked_for(plugin, accelerator, topology, chips):
+    asked = {"tpu": chips, "tpu_accelerator": accelerator, "tpu_topology": topology}
+    body = client.ApiClient().sanitize_for_serialization(plugin.complete(plain_body(), asked))
+    validate(body)
+    pod = body["spec"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"] == {"cpu": "1000m", "google.com/tpu": str(chips)}
+    assert pod["nodeSelector"] == plugin.selectors(accelerator, topology)
+
+
+def test_a_job_without_chips_stays_on_the_cpu(plugin):
+    body = client.ApiClient().sanitize_for_serialization(plugin.complete(plain_body(), {"tpu_topology": "2x4"}))
+    validate(body)
+    (container,) = body["spec"]["template"]["spec"]["containers"]
+    assert container["env"] == [{"name": "JAX_PLATFORMS", "value": "cpu"}]
+    assert "google.com/tpu" not in json.dumps(body) and "securityContext" not in container
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
     [
-        (["fetch_model:tpu=4"], "both must be of the same number"),
-        (["fetch_model:tpu=8", "fetch_model:tpu_topology=''"], "does not say of which kind"),
+        ({"tpu": 4, "tpu_accelerator": "any", "tpu_topology": "2x4"}, "both must be of the same number"),
+        ({"tpu": 8, "tpu_topology": "2x4"}, "does not say of which kind"),
     ],
 )
-@pytest.mark.slow
-def test_chips_that_no_pod_can_have_are_refused(tmp_path, words, sentence):
-    done = Submitted(tmp_path, MODEL, "--set-resources", *words)
-    assert done.status != 0 and sentence in done.text
-    assert not done.jobs
+def test_chips_that_no_pod_can_have_are_refused(plugin, asked, sentence):
+    with pytest.raises(WorkflowError, match=sentence):
+        plugin.complete(plain_body(), asked)
 
 
 def test_the_profile_names_rules_that_exist():
