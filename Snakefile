@@ -17,6 +17,9 @@ configfile: workflow.source_path("workflows/config/default.yaml")
 include: "workflows/rules/common.smk"
 
 
+refuse_unreachable_storage()
+
+
 # Used with --software-deployment-method apptainer only; containers/README.md says how to build it.
 container: image()
 

@@ -213,7 +213,7 @@ def test_report_gathers_what_there_is(jaxinterp, tmp_path):
     artefacts.write_text("<!doctype html></script><p>tree of m", results / "models" / "m" / "tree.html")
     for name, text in (("workflow", "All of it."), ("x", "The *claim* of x.")):
         artefacts.write_text(text, tmp_path / "captions" / f"{name}.rst")
-    flags = ("--results", results, "--models", models / "m" / "source.json")
+    flags = ("--results", results, "--models", models / "m")
     flags += ("--introduction", tmp_path / "captions" / "workflow.rst")
     status, _, err = jaxinterp("report", "x", *flags, "--output", results / "report.html")
     assert status == 0, err

@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import hashlib
+import logging
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ from jaxinterp.analysis.token_progress import TokenProgress
 
 MANIFEST = "manifest.json"
 _FORMAT = "jaxinterp neighbourhoods 1"
+_LOG = logging.getLogger(__name__)
 _MEMORY = 2**28
 _CACHED = 2**24
 """Bytes that a CPU's caches hold about: neighbourhoods are twice as fast in batches of that size."""
@@ -112,6 +114,8 @@ def measure_vocabulary(
     done = _begin(folder, header)
     missing = list(_gaps(done, len(rows), block))
     held, now = len(rows) - _count(missing), missing[:blocks]
+    if done and progress:
+        _LOG.info("going on: %d of %d tokens are there, in %d blocks", held, len(rows), len(done))
     _refuse_little_room(folder, _count(now) * (8 * settings.most + 4 * settings.neighbours + 20))
     run = _Run(rows, ids, settings, folder, header, done, memory)
     chosen = list(jax.local_devices() if devices is None else devices)

@@ -37,7 +37,7 @@ def join_processes(mesh: str | None, distributed: bool) -> str | None:
 def load_model(source: str, dtype: str = "float32", mesh: str | None = None) -> LanguageModel:
     """Loads a model, onto a mesh if one is named.
 
-    Of a `source.json` that `fetch` wrote it is the model beside it, under its original name.
+    One that `fetch` brought, by its folder or the `source.json` in it, keeps its original name.
     """
     from jaxinterp import artefacts
     from jaxinterp.activations.compilation import keep_compiled_programs
@@ -51,10 +51,11 @@ def load_model(source: str, dtype: str = "float32", mesh: str | None = None) -> 
     keep_compiled_programs()
     warn_of_fallback()
     say(f"loading {source}")
-    if not source.endswith("source.json"):
+    place = Path(source).parent if source.endswith("source.json") else Path(source)
+    if not (place / "source.json").is_file():
         return read(source)
-    record = artefacts.read_json(source)
-    return dataclasses.replace(read(Path(source).parent / record["path"]), source=record["source"])
+    record = artefacts.read_json(place / "source.json")
+    return dataclasses.replace(read(place / record["path"]), source=record["source"])
 
 
 def edited(model: LanguageModel, edits: tuple[str, ...]) -> LanguageModel:

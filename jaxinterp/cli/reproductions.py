@@ -38,7 +38,7 @@ def run(
     Args:
         experiment: Its name; `jaxinterp experiments` lists them.
         output: The table to write (.parquet; a .csv appears beside it).
-        model: ROLE=MODEL, for each role that the experiment reads; MODEL may be a `source.json` that `fetch` wrote.
+        model: ROLE=MODEL, for each role that the experiment reads; MODEL may be a folder that `fetch` made.
         config: Settings as JSON, or the path of a YAML or JSON file; see `jaxinterp schema`.
         input: NAME=PATH of a table (.parquet) or arrays (.safetensors) that another experiment made.
         arrays: Where to write the experiment's arrays, if it makes any (.safetensors).
@@ -184,7 +184,7 @@ def report(
     Args:
         experiments: Experiments to show, in this order.
         results: The folder with one folder per experiment, and the pages of each model under models/.
-        models: The source.json of each model to show, as `fetch` wrote it.
+        models: The folder of each model to show, as `fetch` made it.
         introduction: The caption above them all (.rst); those of the experiments stand beside it.
         output: The HTML page to write; it needs no other file and no network.
     """

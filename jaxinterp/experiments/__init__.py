@@ -67,9 +67,12 @@ def code_digest(module: str, root: Path | None = None) -> str:
     root = root or Path(__file__).resolve().parents[2]
     package = module.partition(".")[0]
     found: dict[Path, str] = {}
-    waiting = [module]
+    waiting, seen = [module], set()
     while waiting:
         name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
         for path in _sources(name, root):
             if path not in found:
                 found[path] = path.read_text(encoding="utf-8")

@@ -61,7 +61,7 @@ def render(
 
     Args:
         results: The folder with one folder per experiment, and the pages of each model under `models/`.
-        models: The `source.json` of each model that is shown, in a folder of the model's name.
+        models: The folder of each model that is shown, with its `source.json`; named as the model is.
         experiments: Experiments in the order in which they are shown.
         introduction: The caption above them all; a `.rst` per experiment stands in the same folder.
 
@@ -109,10 +109,10 @@ def _samples(table: pl.DataFrame) -> list[dict[str, str]]:
 
 def _model(path: Path, pages: Path) -> dict[str, Any]:
     """A model's record, and its pages as text that can stand inside a script element."""
-    found = sorted((pages / path.parent.name).glob("*.html"), reverse=True)
+    found = sorted((pages / path.name).glob("*.html"), reverse=True)
     texts = {page.stem: page.read_text(encoding="utf-8") for page in found}
     escaped = {name: Markup(json.dumps(text).replace("<", "\\u003c")) for name, text in texts.items()}  # noqa: S704
-    return {"name": path.parent.name, "pages": escaped, **artefacts.read_json(path)}
+    return {"name": path.name, "pages": escaped, **artefacts.read_json(path / "source.json")}
 
 
 def _html(caption: Path) -> Markup:

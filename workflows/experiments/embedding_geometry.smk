@@ -26,7 +26,7 @@ rule whole_vocabulary:
 
 rule measure_vocabulary:
     input:
-        model="<resources>/models/{model}/source.json",
+        model="<resources>/models/{model}",
     output:
         done=touch("<results>/whole_vocabulary/{model}.done"),
     log:

@@ -41,7 +41,7 @@ WEIGHTS = "model.safetensors.index.json" if RANDOM else "model.safetensors"
 
 rule make_model:
     input:
-        **({} if RANDOM else model_records("benchmarks")),
+        **({} if RANDOM else model_folders("benchmarks")),
     output:
         settings="<resources>/benchmarks/model/config.json",
         weights=f"<resources>/benchmarks/model/{WEIGHTS}",
@@ -78,7 +78,7 @@ rule measure_benchmarks:
         ),
     log:
         "<logs>/benchmarks/measure.log",
-    threads: workflow.cores
+    threads: lambda wildcards: workflow.cores
     resources:
         mem="8GB",
         runtime="3h",

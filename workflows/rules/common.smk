@@ -4,6 +4,7 @@ import json
 import shlex
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
@@ -68,6 +69,26 @@ def image():
     return str(path)
 
 
+def refuse_unreachable_storage():
+    """Asks the bucket once: one that is away would otherwise show only when a job has run and cannot store its result."""
+    provider = workflow.storage_registry.default_storage_provider
+    if provider is None:
+        return
+    prefix = workflow.storage_settings.default_storage_prefix
+    try:
+        probe = provider.object(f"{prefix.rstrip('/')}/reachable")
+        known = probe.is_valid_query()
+        if known:
+            probe.exists()
+    except Exception as error:
+        raise WorkflowError(
+            f"{prefix} cannot be reached ({type(error).__name__}: {error}). Nothing was run. Look at the network, the"
+            " address and the credentials, then give the same command again: it goes on with what the bucket holds."
+        )
+    if not known:
+        raise WorkflowError(f"{prefix} is no place for results: it {known.reason}; see --default-storage-prefix.")
+
+
 def srun_resources():
     """What a job of several processes asks Slurm for; nothing when it has one process alone."""
     processes = config["distributed"]["processes"]
@@ -122,13 +143,13 @@ def models_of(experiments):
     return list(dict.fromkeys(model for name in experiments for model in config[name]["models"].values()))
 
 
-def model_records(name):
-    """The files that say what each model of an experiment is, by role."""
-    return {role: f"<resources>/models/{model}/source.json" for role, model in config[name]["models"].items()}
+def model_folders(name):
+    """Where `fetch_model` puts each model of an experiment, by role."""
+    return {role: f"<resources>/models/{model}" for role, model in config[name]["models"].items()}
 
 
 def model_flags(name):
-    """What goes behind --model: ROLE=RECORD for each role."""
+    """What goes behind --model: ROLE=FOLDER for each role."""
     return lambda wildcards, input: [f"{role}={input[role]}" for role in config[name]["models"]]
 
 

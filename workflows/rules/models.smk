@@ -12,7 +12,7 @@ rule models:
 
 rule fetch_model:
     output:
-        record="<resources>/models/{model}/source.json",
+        model=directory("<resources>/models/{model}"),
     log:
         "<logs>/models/{model}.fetch.log",
     retries: 2
@@ -22,14 +22,13 @@ rule fetch_model:
         runtime="30m",
     params:
         source=lambda wildcards: config["models"][wildcards.model],
-        folder=subpath(output.record, parent=True),
     shell:
-        "jaxinterp fetch {params.source:q} --output {params.folder:q} 2>&1 | tee {log:q}"
+        "jaxinterp fetch {params.source:q} --output {output.model:q} 2>&1 | tee {log:q}"
 
 
 rule draw_model:
     input:
-        model="<resources>/models/{model}/source.json",
+        model="<resources>/models/{model}",
     output:
         page=report(
             "<results>/models/{model}/tree.html",
@@ -51,7 +50,7 @@ rule draw_model:
 
 rule draw_edited_model:
     input:
-        model="<resources>/models/{model}/source.json",
+        model="<resources>/models/{model}",
     output:
         page=report(
             "<results>/models/{model}/edited.html",

@@ -14,7 +14,7 @@ for experiment, needs in {name: needs for parts in PAPERS.values() for name, nee
         name:
             f"measure_{experiment}"
         input:
-            **model_records(experiment),
+            **model_folders(experiment),
             **needs["inputs"],
         output:
             **({"arrays": f"<results>/{experiment}/{needs['arrays']}.safetensors"} if needs["arrays"] else {}),
@@ -113,6 +113,7 @@ for paper, parts in PAPERS.items():
             checks=expand("<results>/{experiment}/check.json", experiment=parts),
         output:
             check=f"<results>/{paper}/check.json",
+            table=f"<results>/{paper}/check.md",
         log:
             f"<logs>/{paper}/claims.log",
         threads: 1
@@ -140,9 +141,9 @@ for page, (shown, introduction) in REPORTS.items():
             tables=expand("<results>/{experiment}/table.{kind}", experiment=shown, kind=["parquet", "csv"]),
             figures=expand("<results>/{experiment}/figure.svg", experiment=shown),
             checks=expand("<results>/{experiment}/check.json", experiment=shown),
-            introduction=caption(introduction),
-            captions=[caption(name) for name in shown],
-            models=expand("<resources>/models/{model}/source.json", model=models_of(shown)),
+            introduction=local(caption(introduction)),
+            captions=[local(caption(name)) for name in shown],
+            models=expand("<resources>/models/{model}", model=models_of(shown)),
             pages=expand("<results>/models/{model}/tree.html", model=models_of(shown)),
             edited=f"<results>/models/{config['edited']['model']}/edited.html",
         output:
