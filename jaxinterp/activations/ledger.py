@@ -29,7 +29,7 @@ class Ledger:
     """
 
     def __init__(self, folder: str | Path, digest: str) -> None:
-        self.folder = Path(folder)
+        self.folder, self._digest = Path(folder), digest
         if (self.folder / _NAME).exists():
             found = read_json(self.folder / _NAME).get("digest")
             if found != digest:
@@ -44,17 +44,19 @@ class Ledger:
         """The blocks that were finished.
 
         Raises:
-            ValueError: A file is damaged.
+            ValueError: A file is damaged, or of another sweep.
         """
         for path in sorted(self.folder.glob("block-*.safetensors")):
-            arrays, _ = read_arrays(path)
+            arrays, about = read_arrays(path)
+            if about.get("digest", self._digest) != self._digest:
+                raise ValueError(f"{path} is a block of another sweep; give this one a folder of its own")
             yield Block(arrays["cells"], arrays["rows"], arrays["values"], arrays["clean"])
 
     def add(self, block: Block) -> None:
         """Keeps a block; it is on disk as a whole or not at all."""
         name = f"block-{block.cells[0]:07}-{block.rows[0]:07}.safetensors"
         arrays = {"cells": block.cells, "rows": block.rows, "values": block.values, "clean": block.clean}
-        write_arrays(arrays, self.folder / name, axes=_AXES, provenance={})
+        write_arrays(arrays, self.folder / name, axes=_AXES, provenance={"digest": self._digest})
 
 
 def digest_of(

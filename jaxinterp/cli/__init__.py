@@ -33,8 +33,8 @@ A verb's own help: jaxinterp VERB --help. An error is one sentence; --traceback 
 
 _VERBS = (
     *(models.inspect, models.sites, models.generate, models.fetch, models.export, models.dry_run),
-    *(plans.plan, plans.plan_table, devices.sweep, devices.placement, devices.distributed_check),
-    *(models.toy, models.random_model, vocabularies.neighbours),
+    *(models.toy, models.random_model, vocabularies.neighbours, plans.plan, plans.plan_table),
+    *(devices.sweep, devices.placement, devices.distributed_check),
     *(reproductions.experiments, reproductions.run, reproductions.figure, reproductions.check, reproductions.claims),
     *(reproductions.schema, reproductions.report),
     *(benchmarks.bench, benchmarks.benchmark, benchmarks.benchmark_figure, benchmarks.benchmark_sampling),

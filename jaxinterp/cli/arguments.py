@@ -37,7 +37,7 @@ def join_processes(mesh: str | None, distributed: bool) -> str | None:
 def load_model(source: str, dtype: str = "float32", mesh: str | None = None) -> LanguageModel:
     """Loads a model, onto a mesh if one is named.
 
-    One that `fetch` brought goes by its folder or the `source.json` in it, and keeps its original name.
+    One that `fetch` brought, by its folder or the `source.json` in it, keeps its original name.
     """
     from jaxinterp import artefacts
     from jaxinterp.activations.compilation import keep_compiled_programs

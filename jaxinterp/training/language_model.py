@@ -172,8 +172,8 @@ def train(
         if (jax.random.key_data(state.pop("key")) != jax.random.key_data(key)).any():
             raise ValueError(f"{checkpoints.folder}: the run there has another seed; choose another folder")
         _LOG.info("going on from step %d in %s", first, checkpoints.folder)
-    kept_log = checkpoints is not None and first_process()
-    journal = Journal(checkpoints.folder / "log.jsonl" if kept_log else None, first)
+    writes = checkpoints if first_process() else None
+    journal = Journal(None if writes is None else writes.folder / "log.jsonl", first)
     peak, source = flops.peak(course.compute)
     _LOG.info("utilisation is of %.4g operations/s, %s, on %d of them", peak, source, devices.size)
 

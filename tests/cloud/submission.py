@@ -31,6 +31,11 @@ SHARED = {
 }
 
 
+def google(address: str) -> dict[str, str]:
+    """What tells Google's client of a stand-in for its storage; it then asks for no credentials."""
+    return {"STORAGE_EMULATOR_HOST": address, "SNAKEMAKE_STORAGE_GCS_PROJECT": "any"}
+
+
 def checkout(folder: Path) -> Path:
     """A git checkout of the workflow in `folder`, as a user who submits from there has it."""
     folder.mkdir(parents=True)

@@ -1,23 +1,26 @@
 """Jobs for GKE: what is sent to Kubernetes, and what its pods' commands do when they are really run."""
 
 import base64
-import io
+import importlib
 import json
 import subprocess
 import sys
-import tarfile
 
 import pytest
 import yaml
+from snakemake_interface_common.exceptions import WorkflowError
 
 from tests.cloud import loopback, submission
 from tests.workflows.tiny import ROOT, STAGES
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="the extra `test` is not installed")
 pytest.importorskip("snakemake_executor_plugin_kubernetes", reason="the extra `test` is not installed")
-boto3 = pytest.importorskip("boto3", reason="the extra `test` is not installed")
-pytest.importorskip("moto", reason="the extra `test` is not installed")
+pytest.importorskip("snakemake_storage_plugin_gcs", reason="the extra `test` is not installed")
+pytest.importorskip("gcp_storage_emulator", reason="the extra `test` is not installed")
 
+storage = pytest.importorskip("google.cloud.storage")
+client = pytest.importorskip("kubernetes.client")
+AnonymousCredentials = pytest.importorskip("google.auth.credentials").AnonymousCredentials
 PROFILE = yaml.safe_load((ROOT / "workflows" / "profiles" / "gke" / "profile.yaml").read_text())
 LAUNCHER = ROOT / "workflows" / "launchers" / "gke_slice.py"
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
@@ -35,14 +38,16 @@ class Submitted:
     def __init__(self, folder, *words, taken=0):
         self.folder = submission.checkout(folder / "checkout")
         with (
-            loopback.bucket_server() as address,
-            loopback.cluster(folder / "cluster", **submission.SHARED) as (cluster, kubeconfig),
+            loopback.google_bucket_server() as address,
+            loopback.cluster(folder / "cluster", **submission.SHARED, STORAGE_EMULATOR_HOST=address) as found,
         ):
+            cluster, kubeconfig = found
             started = []
             cluster.on_start = lambda pod: started.append(pod) or (len(started) <= taken and pod.take_node())
-            command = submission.snakemake("gke", *words, *submission.STORAGE, root=self.folder)
+            command = submission.snakemake("gke", *words, "--envvars", "HF_TOKEN", root=self.folder)
             command += ["--seconds-between-status-checks", "1", "--gke-tpu-compilation-cache", "/cache/compiled"]
-            variables = submission.environment(address, KUBECONFIG=str(kubeconfig), IMAGE="jaxinterp:tpu-gke")
+            places = {"KUBECONFIG": str(kubeconfig), "IMAGE": "jaxinterp:tpu-gke", "BUCKET": "gcs://results/jaxinterp"}
+            variables = submission.environment(**places, **submission.google(address))
             self.status, self.text = submission.finish(command, variables, self.folder)
             self.bucket = read_bucket(address)
             self.cluster = cluster
@@ -51,9 +56,9 @@ class Submitted:
 
 
 def read_bucket(address):
-    options = {"endpoint_url": address, "aws_access_key_id": "any", "aws_secret_access_key": "any"}
-    bucket = boto3.resource("s3", region_name="us-east-1", **options).Bucket("results")
-    return {item.key: item.get()["Body"].read() for item in bucket.objects.all()} if bucket.creation_date else {}
+    options = {"credentials": AnonymousCredentials(), "client_options": {"api_endpoint": address}}
+    blobs = storage.Client(project="any", **options).list_blobs("results")
+    return {blob.name: blob.download_as_bytes() for blob in blobs}
 
 
 @pytest.fixture(scope="module")
@@ -106,33 +111,62 @@ def test_the_validator_refuses_what_is_wrong(submitted):
 
 def test_no_secret_is_anywhere_but_in_the_clusters_own_secret(submitted):
     others = [json.dumps(body) for body in submitted.cluster.bodies if body["kind"] != "Secret"]
-    archives = [content for key, content in submitted.bucket.items() if key.endswith(".tar.xz")]
-    sources = []
-    for content in archives:
-        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            sources += [archive.extractfile(item).read() for item in archive if item.isfile()]
-    assert sources
-    everything = [*others, *submitted.bucket.values(), *sources, submitted.text, submitted.logs]
+    assert list(submitted.cluster.folder.glob("*/workdir/workflows/rules/common.smk")), "pods unpack the sources"
+    everything = [*others, *submitted.bucket.values(), submitted.text, submitted.logs]
     assert not submission.leaks(submitted.folder, submitted.cluster.folder, *everything)
     (secret,) = submitted.cluster.of_kind("Secret")
     held = {name.upper(): base64.b64decode(value).decode() for name, value in secret["data"].items()}
-    assert held.items() >= submission.CREDENTIALS.items(), "a job that needs them gets them from there"
-    assert not set(held) & set(submission.SECRETS)
+    assert held["HF_TOKEN"] == submission.SECRETS["HF_TOKEN"], "what a job needs of them it gets from there"
+    assert set(held) & set(submission.SECRETS) == {"HF_TOKEN"}
     assert ("secrets", secret["metadata"]["name"]) in submitted.cluster.deleted
 
 
+@pytest.fixture
+def plugin(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "workflows" / "plugins")
+    return importlib.import_module("snakemake_executor_plugin_gke_tpu")
+
+
+def plain_body():
+    resources = client.V1ResourceRequirements(requests={"cpu": "950m"}, limits={"cpu": "1000m"})
+    words = {"command": ["/bin/sh"], "args": ["-c", "true"]}
+    container = client.V1Container(name="snakemake", image="any", resources=resources, **words)
+    pod = client.V1PodTemplateSpec(spec=client.V1PodSpec(containers=[container], restart_policy="Never"))
+    spec = client.V1JobSpec(backoff_limit=0, template=pod)
+    return client.V1Job(metadata=client.V1ObjectMeta(name="any"), spec=spec)
+
+
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("accelerator", "topology", "chips"),
+    [("tpu-v5-lite-podslice", "2x2", 4), ("tpu-v6e-slice", "2x4", 8), ("tpu-v5p-slice", "2x2x1", 4)],
+)
+def test_every_kind_of_chip_is_asked_for(plugin, accelerator, topology, chips):
+    asked = {"tpu": chips, "tpu_accelerator": accelerator, "tpu_topology": topology}
+    body = client.ApiClient().sanitize_for_serialization(plugin.complete(plain_body(), asked))
+    validate(body)
+    pod = body["spec"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"] == {"cpu": "1000m", "google.com/tpu": str(chips)}
+    assert pod["nodeSelector"] == plugin.selectors(accelerator, topology)
+
+
+def test_a_job_without_chips_stays_on_the_cpu(plugin):
+    body = client.ApiClient().sanitize_for_serialization(plugin.complete(plain_body(), {"tpu_topology": "2x4"}))
+    validate(body)
+    (container,) = body["spec"]["template"]["spec"]["containers"]
+    assert container["env"] == [{"name": "JAX_PLATFORMS", "value": "cpu"}]
+    assert "google.com/tpu" not in json.dumps(body) and "securityContext" not in container
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
     [
-        (["fetch_model:tpu=4"], "both must be of the same number"),
-        (["fetch_model:tpu=8", "fetch_model:tpu_topology=''"], "does not say of which kind"),
+        ({"tpu": 4, "tpu_accelerator": "any", "tpu_topology": "2x4"}, "both must be of the same number"),
+        ({"tpu": 8, "tpu_topology": "2x4"}, "does not say of which kind"),
     ],
 )
-@pytest.mark.slow
-def test_chips_that_no_pod_can_have_are_refused(tmp_path, words, sentence):
-    done = Submitted(tmp_path, MODEL, "--set-resources", *words)
-    assert done.status != 0 and sentence in done.text
-    assert not done.jobs
+def test_chips_that_no_pod_can_have_are_refused(plugin, asked, sentence):
+    with pytest.raises(WorkflowError, match=sentence):
+        plugin.complete(plain_body(), asked)
 
 
 def test_the_profile_names_rules_that_exist():

@@ -88,28 +88,30 @@ def run_outside(folder: Path) -> None:
     subprocess.run(command, cwd=folder, env=environment, check=True)
 
 
-def prepare(folder: Path, toys: Path | None = None) -> Path:
-    """A folder to run in, with the same models as `toys`; nothing new where there are some."""
+def prepare(folder: Path, other: Path | None = None) -> Path:
+    """A folder to run in, with the models and compiled programs of another; it stays as it is where there is one."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "models.yaml").exists():
         return folder
-    if toys is None:
+    if other is None:
         tiny.write_inputs(folder)
-    else:
-        shutil.copytree(toys / "toys", folder / "toys")
-        shutil.copy(toys / "models.yaml", folder / "models.yaml")
+        return folder
+    shutil.copytree(other / "toys", folder / "toys")
+    if (other / ".cache").exists():
+        shutil.copytree(other / ".cache", folder / ".cache", dirs_exist_ok=True)
+    shutil.copy(other / "models.yaml", folder / "models.yaml")
     return folder
 
 
-def check_inside(folder: Path, marker: dict[str, str]) -> str:
+def check_inside(folder: Path, marker: dict[str, str], stages: Sequence[str] = tiny.STAGES) -> str:
     """That every job and every artefact of a run tells of this image."""
     outside = tiny.outsiders(folder, NAME)
     assert tiny.logs(folder) and not outside, f"these jobs did not run in the image: {', '.join(outside)}"
-    for stage, (_, where) in tiny.tables(folder).items():
+    for stage, (_, where) in tiny.tables(folder, stages).items():
         assert where["image"] == marker, f"{stage}: its provenance names {where['image']}"
         assert where["backend"] == "cpu" and where["devices"] >= 1, stage
         assert where["commit"] == marker["commit"], stage
-    names = f"all {len(tiny.logs(folder))} jobs and the provenance of all {len(tiny.STAGES)} tables"
+    names = f"all {len(tiny.logs(folder))} jobs and the provenance of all {len(stages)} tables"
     return f"{names} name the image of commit {marker['commit'][:12]}"
 
 
@@ -119,6 +121,11 @@ def check_equal(inside: Path, outside: Path) -> str:
     assert max(largest.values()) <= TOLERANCE, f"differences: {largest}"
     same = [stage for stage, difference in largest.items() if difference == 0]
     return f"tables are equal within {max(largest.values()):.1e}; to the bit: {', '.join(same) or 'none'}"
+
+
+def say(sentence: str) -> None:
+    """Prints at once, also into a file."""
+    print(sentence, flush=True)
 
 
 def main() -> None:
@@ -137,12 +144,12 @@ def main() -> None:
         run_outside(plain)
         jobs = prepare(folder / "jobs", plain)
         run_jobs_inside(jobs)
-        print(f"proved: Snakemake outside, jobs inside: {check_inside(jobs, marker)}")
-        print(f"proved: against no image, {check_equal(jobs, plain)}")
-        whole = prepare(folder / "whole", plain)
+        say(f"proved: Snakemake outside, jobs inside: {check_inside(jobs, marker)}")
+        say(f"proved: against no image, {check_equal(jobs, plain)}")
+        whole = prepare(folder / "whole", jobs)
         run_whole_inside(whole, marker["version"])
-        print(f"proved: Snakemake inside, without a network: {check_inside(whole, marker)}")
-        print(f"proved: against no image, {check_equal(whole, plain)}")
+        say(f"proved: Snakemake inside, without a network: {check_inside(whole, marker)}")
+        say(f"proved: against no image, {check_equal(whole, plain)}")
 
 
 if __name__ == "__main__":

@@ -83,8 +83,6 @@ def test_an_image_of_other_code_is_refused_before_any_job(tmp_path):
     command += ["--cores", "1", "--dry-run", "--quiet", "all", "--config", f"image={tmp_path / 'other.sif'}"]
     status, text = call(*command, "--software-deployment-method", "apptainer")
     assert status != 0 and "holds other code than this checkout; build it again with containers/build.sh cpu" in text
-    status, text = call(*command)
-    assert status == 0, text
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +117,7 @@ def test_the_chain_runs_inside_and_gives_what_it_gives_outside(marker, tmp_path)
     prove.run_jobs_inside(jobs)
     prove.check_inside(jobs, marker)
     prove.check_equal(jobs, plain)
-    whole = prove.prepare(tmp_path / "whole", plain)
+    whole = prove.prepare(tmp_path / "whole", jobs)
     prove.run_whole_inside(whole, marker["version"])
     prove.check_inside(whole, marker)
     prove.check_equal(whole, plain)

@@ -29,6 +29,7 @@ def test_each_device_holds_its_shard(four):
     # Rows over data, and two sums over tensor in each block: behind attention and behind the MLP.
     assert found["leaving"] == [12, 10, 32]
     assert found["collectives"] == 2
+    assert found["cache"] == [[1, 12, 1, 16, 8]], "rows over data, key-value heads over tensor"
 
 
 def test_fsdp_shares_the_width(four):

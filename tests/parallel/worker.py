@@ -67,7 +67,21 @@ def shardings(lm, mesh):
     words = program.as_text().splitlines()
     collectives = [line for line in words if "= " in line and " all-" in line]
     leaving = program.output_shardings[0].shard_shape(stream.shape)
-    return {"weights": weights, "leaving": leaving, "collectives": len(collectives), "devices": len(jax.devices())}
+    found = {"weights": weights, "leaving": leaving, "collectives": len(collectives), "devices": len(jax.devices())}
+    return found | {"cache": shards_of_cache(lm, texts)}
+
+
+def shards_of_cache(lm, texts):
+    """Shapes of the parts of the keys and values that are kept of prompts, [cell, batch, kv_head, slot, projection]."""
+    from jaxinterp.activations.generate import _read_prompt
+    from jaxinterp.activations.groups import by_structure
+    from jaxinterp.activations.run import compiled_form
+
+    (group,) = by_structure([compiled_form(lm.body)], common=lambda _: True)
+    sizes = {"slots": 16, "kv_heads": lm.architecture.kv_heads, "projection": lm.architecture.projection}
+    key = jax.random.key(0)
+    state = _read_prompt(group.shared, group.stack([0]), texts.tokens, texts.mask, key, cells=1, **sizes)
+    return sorted({leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(state.reading.memory)})
 
 
 def train(_, mesh):

@@ -12,9 +12,19 @@ mkdir -p "$2"
 folder=$(realpath "$2")
 
 stop() {
-    local file
+    local file pid
+    if [ -s "$folder/run/slurmctld.pid" ]; then
+        timeout 20 squeue --noheader --format %i 2> /dev/null | xargs --no-run-if-empty timeout 20 scancel 2> /dev/null || true
+        sleep 2
+    fi
     for file in slurmd.n1 slurmd.n2 slurmctld munged; do
-        if [ -s "$folder/run/$file.pid" ]; then kill "$(cat "$folder/run/$file.pid")" 2> /dev/null || true; fi
+        [ -s "$folder/run/$file.pid" ] || continue
+        pid=$(cat "$folder/run/$file.pid")
+        kill "$pid" 2> /dev/null || true
+        for _ in $(seq 100); do
+            kill -0 "$pid" 2> /dev/null || break
+            sleep 0.1
+        done
     done
     for file in slurm.conf gres.conf; do
         [ "$(readlink "/etc/slurm/$file")" != "$folder/$file" ] || rm "/etc/slurm/$file"
@@ -66,8 +76,8 @@ MinJobAge=43200
 SlurmdParameters=config_overrides
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 GresTypes=tpu
-NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=17001 CPUs=2 RealMemory=6000 Gres=tpu:4 State=UNKNOWN
-NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=17002 CPUs=2 RealMemory=6000 State=UNKNOWN
+NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=17001 CPUs=2 RealMemory=12000 Gres=tpu:4 State=UNKNOWN
+NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=17002 CPUs=2 RealMemory=12000 State=UNKNOWN
 PartitionName=cpu Nodes=n1,n2 Default=YES MaxTime=60 State=UP
 PartitionName=tpu Nodes=n1 MaxTime=60 State=UP
 END

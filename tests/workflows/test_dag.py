@@ -159,6 +159,7 @@ def test_a_wrong_setting_is_an_error_before_any_job(tmp_path, settings, overlay,
     assert not (tmp_path / "resources").exists()
 
 
+@pytest.mark.slow
 def test_a_backend_may_be_required_of_what_computes(tmp_path, settings):
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps({"require_backend": "tpu"}))

@@ -1,15 +1,19 @@
 refuse_unknown_keys(
     config["distributed"],
-    {"properties": dict.fromkeys(["command", "processes", "memory", "coordinator"], {}), "additionalProperties": False},
+    {
+        "properties": dict.fromkeys(["sweep", "prompts", "processes", "memory", "coordinator"], {}),
+        "additionalProperties": False,
+    },
     "distributed",
 )
 
 
-# Not part of `all`: one job of several processes, one a host, which jax.distributed joins; the first of them writes.
-# It runs outside of the image, for srun is there; srun starts every process in the image.
+# Not part of `all`: a sweep that several hosts share, one process each. It runs outside of the image, for srun is there;
+# srun starts every process in the image. Ended and sent again, it goes on with the blocks that it had finished.
 rule distributed:
     output:
-        record="<results>/distributed/record.json",
+        prompts="<results>/distributed/prompts.txt",
+        table="<results>/distributed/table.parquet",
     log:
         "<logs>/distributed.log",
     retries: 1
@@ -19,9 +23,12 @@ rule distributed:
     resources:
         **srun_resources(),
         mem=config["distributed"]["memory"],
-        runtime="30m",
+        runtime="1h",
     params:
-        command=srun_words() + shlex.split(config["distributed"]["command"]),
-        code=code_digest("jaxinterp"),
+        prompts=config["distributed"]["prompts"],
+        sweep=srun_words() + ["jaxinterp", "sweep"] + shlex.split(config["distributed"]["sweep"]),
+        distributed="--distributed" if config["distributed"]["processes"] > 1 else [],
+        code=code_digest("jaxinterp.cli.devices"),
     shell:
-        "{params.command:q} --output {output.record:q} 2>&1 | tee {log:q}"
+        "printf '%s\\n' {params.prompts:q} > {output.prompts:q}\n"
+        "{params.sweep:q} --prompts {output.prompts:q} {params.distributed:q} --output {output.table:q} 2>&1 | tee {log:q}"

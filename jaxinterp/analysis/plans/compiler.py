@@ -21,8 +21,13 @@ from jax.experimental import topologies
 from jaxinterp.analysis.plans import collectives
 from jaxinterp.analysis.plans.chips import Topology
 
-_SETTINGS = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_SKIP_MDS_QUERY": "1"}
-"""What libtpu would otherwise ask a TPU's host for."""
+_SETTINGS = {
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+"""What libtpu would otherwise ask a TPU's host for; and that several processes may compile at a time."""
 
 _OVERFLOW = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)G|\b([\d.]+)([KMGT])\)? exceeds available HBM \(([\d.]+)G\)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
