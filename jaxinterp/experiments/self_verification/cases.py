@@ -31,6 +31,9 @@ READ_AT_ONCE = 32
 ROWS = 8
 """Cases in a forward pass that reads: groups of whatever number then compile one shape."""
 
+_TOKENS = 512
+"""Tokens, padding counted, that a CPU sweeps at a time."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -84,6 +87,13 @@ class Group:
     def part(self, rows: slice) -> Group:
         """Some of its cases."""
         return Group(self.cases[rows], self.order[rows], self.ids[rows], self.mask[rows])
+
+    def filled(self) -> Group:
+        """With its last case repeated, so that groups of any number are swept in parts of one shape."""
+        rows = max(1, _TOKENS // self.ids.shape[1])
+        count = len(self.cases)
+        some = np.minimum(np.arange(-(-count // rows) * rows), count - 1)
+        return Group(tuple(self.cases[row] for row in some), self.order[some], self.ids[some], self.mask[some])
 
 
 def load(
@@ -171,11 +181,9 @@ def make(model: LanguageModel, prefix: str, valid: bool, problem: int = 0) -> Ca
 
 
 def _width(length: int) -> int:
-    """The padded length of a case: 64, 96, 128, 192, 256, 384 and so on."""
-    width = 64
-    while width < length:
-        width = width * 3 // 2 if width & (width - 1) == 0 else width * 4 // 3
-    return width
+    """The padded length of a case: few different ones, since each is compiled for itself."""
+    unit = 64 if length <= 256 else 128
+    return -(-length // unit) * unit
 
 
 def grouped(cases: Sequence[Case], most: int | None = None) -> Iterator[Group]:
@@ -224,9 +232,11 @@ def sweep(
     """
     parts = []
     for group in grouped(cases, most):
-        table = ji.sweep(model, group.ids, cells(group), metric, group.mask, progress=False)
+        filled = group.filled()
+        table = ji.sweep(model, filled.ids, cells(filled), metric, filled.mask, progress=False)
         order = pl.Series("case", group.order)
         count = len(group.cases)
+        table = table.filter(pl.col("prompt") < count)
         parts.append(
             table.with_columns(
                 cell=pl.int_range(pl.len()) // count, case=order.gather(table["prompt"].to_numpy())
