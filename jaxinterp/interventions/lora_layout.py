@@ -125,7 +125,8 @@ def _numbered_rows(rule: Rule, architecture: Architecture) -> tuple[np.ndarray, 
         first += len(numbers)
         columns = numbers.reshape(*outputs, *(1 for _ in inputs))
         parts.append(np.broadcast_to(columns, (*outputs, *inputs)))
-    stored = np.asarray(rule.join(small, *parts))
+    sizes = small.block_weights()[_leaf(rule.weights[0])]
+    stored = np.asarray(rule.join(sizes, *parts))
     transposed = not (stored == stored[:, :1]).all()
     return (stored[0] if transposed else stored[:, 0]), bool(transposed)
 
