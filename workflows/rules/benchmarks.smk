@@ -78,7 +78,7 @@ rule measure_benchmarks:
         ),
     log:
         "<logs>/benchmarks/measure.log",
-    threads: workflow.cores
+    threads: lambda wildcards: workflow.cores
     resources:
         mem="8GB",
         runtime="3h",
