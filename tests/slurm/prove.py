@@ -99,7 +99,7 @@ def check_joined(folder: Path, marker: dict[str, str]) -> str:
     made = folder / "results" / "distributed"
     table, where = artefacts.read_table(made / "table.parquet")
     assert where["image"] == marker and where["processes"] == 2 and where["devices"] >= 2, where
-    command = [sys.executable, "-m", "jaxinterp", "sweep", *shlex.split(given["sweep"])]
+    command = [sys.executable, "-m", "jaxinterp.cli", "sweep", *shlex.split(given["sweep"])]
     command += ["--prompts", made / "prompts.txt", "--output", made / "alone.parquet"]
     subprocess.run([str(part) for part in command], check=True)
     alone, _ = artefacts.read_table(made / "alone.parquet")
