@@ -22,25 +22,25 @@ def model(family, mesh):
     import jaxinterp as ji
     from jaxinterp.models.toy import toy
 
-    lm = toy(family, vocab_size=96)
+    lm = toy(family, **{("n_layer" if family == "gpt2" else "num_hidden_layers"): 2}, vocab_size=96)
     _, cache = ji.run(lm, OTHERS, sites=[ji.resid_pre(...)], logits=None)
     if mesh != "none":
         lm = ji.shard(lm, mesh)
-    edited = ji.steer(ji.ablate(lm, ji.head(1, 2)), ji.resid_post(1), VECTOR, scale=0.5)
+    edited = ji.steer(ji.ablate(lm, ji.head(1, 2)), ji.resid_post(0), VECTOR, scale=0.5)
     edited = ji.patch(edited, ji.resid_pre(1), cache, at=ji.at(4))
-    logits, acts = ji.run(edited, TOKENS, sites=[ji.pattern(1), ji.resid_post(2)])
+    logits, acts = ji.run(edited, TOKENS, sites=[ji.pattern(1), ji.resid_post(1)])
     written = ji.generate_tokens(edited, TOKENS, 4, keep_logits=True)
-    cells = ji.grid(lambda m, layer, head: ji.ablate(m, ji.head(layer, head)), layer=range(3), head=range(4))
+    cells = ji.grid(lambda m, layer, head: ji.ablate(m, ji.head(layer, head)), layer=range(2), head=range(4))
     cells += ji.grid(
         lambda m, layer, position: ji.patch(m, ji.resid_pre(layer), cache, at=ji.at(position)),
-        layer=range(3),
+        layer=range(2),
         position=[3, 9],
     )
     swept = ji.sweep(lm, TOKENS, cells, ji.logit_diff(5, 6), progress=False)
     numbers = {
         "logits": logits,
         "pattern": acts["pattern", 1],
-        "stream": acts["resid_post", 2],
+        "stream": acts["resid_post", 1],
         "written": written.tokens,
         "written logits": written.logits,
         "swept": swept["value"].to_numpy(),
