@@ -1,9 +1,10 @@
 """What the tests of this folder run in processes of their own: everything on a mesh, its numbers and its shardings.
 
-worker.py FOLDER TASK FAMILY MESH ...: TASK is "model" or "train"; the first process writes FOLDER/FAMILY-MESH.npz and
-.json. Mesh "none" is one device without any.
+worker.py FOLDER TASK FAMILY MESH ...: TASK is "model", "brief" (no sweep) or "train"; the first process writes
+FOLDER/FAMILY-MESH.npz and .json. Mesh "none" is one device without any.
 """
 
+import functools
 import json
 import sys
 import time
@@ -18,34 +19,34 @@ OTHERS = RANDOM.integers(0, 96, (6, 10)).astype(np.int32)
 VECTOR = RANDOM.standard_normal(32).astype(np.float32)
 
 
-def model(family, mesh):
+def model(family, mesh, swept=True):
     import jaxinterp as ji
     from jaxinterp.models.toy import toy
 
-    lm = toy(family, vocab_size=96)
+    lm = toy(family, **{("n_layer" if family == "gpt2" else "num_hidden_layers"): 2}, vocab_size=96)
     _, cache = ji.run(lm, OTHERS, sites=[ji.resid_pre(...)], logits=None)
     if mesh != "none":
         lm = ji.shard(lm, mesh)
-    edited = ji.steer(ji.ablate(lm, ji.head(1, 2)), ji.resid_post(1), VECTOR, scale=0.5)
+    edited = ji.steer(ji.ablate(lm, ji.head(1, 2)), ji.resid_post(0), VECTOR, scale=0.5)
     edited = ji.patch(edited, ji.resid_pre(1), cache, at=ji.at(4))
-    logits, acts = ji.run(edited, TOKENS, sites=[ji.pattern(1), ji.resid_post(2)])
+    logits, acts = ji.run(edited, TOKENS, sites=[ji.pattern(1), ji.resid_post(1)])
     written = ji.generate_tokens(edited, TOKENS, 4, keep_logits=True)
-    cells = ji.grid(lambda m, layer, head: ji.ablate(m, ji.head(layer, head)), layer=range(3), head=range(4))
+    cells = ji.grid(lambda m, layer, head: ji.ablate(m, ji.head(layer, head)), layer=range(2), head=range(4))
     cells += ji.grid(
         lambda m, layer, position: ji.patch(m, ji.resid_pre(layer), cache, at=ji.at(position)),
-        layer=range(3),
+        layer=range(2),
         position=[3, 9],
     )
-    swept = ji.sweep(lm, TOKENS, cells, ji.logit_diff(5, 6), progress=False)
     numbers = {
         "logits": logits,
         "pattern": acts["pattern", 1],
-        "stream": acts["resid_post", 2],
+        "stream": acts["resid_post", 1],
         "written": written.tokens,
         "written logits": written.logits,
-        "swept": swept["value"].to_numpy(),
-        "clean": swept["clean"].to_numpy(),
     }
+    if swept:
+        table = ji.sweep(lm, TOKENS, cells, ji.logit_diff(5, 6), progress=False)
+        numbers |= {name: table[name].to_numpy() for name in ("value", "clean")}
     return numbers, shardings(lm, mesh)
 
 
@@ -104,6 +105,9 @@ def train(_, mesh):
     return weights | {name: log[name].to_numpy() for name in ("loss", "held_out", "gradient_norm")}, {}
 
 
+TASKS = {"model": model, "brief": functools.partial(model, swept=False), "train": train}
+
+
 def main(folder, task, family, *meshes):
     if "JAX_NUM_PROCESSES" in __import__("os").environ:
         from jaxinterp.parallel.processes import join
@@ -111,7 +115,7 @@ def main(folder, task, family, *meshes):
         join()
     for mesh in meshes:
         began = time.monotonic()
-        numbers, found = {"model": model, "train": train}[task](family, mesh)
+        numbers, found = TASKS[task](family, mesh)
         found["seconds"] = time.monotonic() - began
         if jax.process_index() == 0:
             np.savez(Path(folder) / f"{family}-{mesh}.npz", **numbers)
