@@ -18,7 +18,7 @@ rule distributed:
         "<logs>/distributed.log",
     retries: 1
     container:
-        None
+        None if containers_are_used() else image()
     threads: 1
     resources:
         **srun_resources(),
