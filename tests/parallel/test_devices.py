@@ -21,12 +21,6 @@ def test_four_devices_run_and_generate_what_one_does(four):
     four.agree("llama", "tensor=2,data=2")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["tensor=2,data=2", "fsdp=2,sweep=2"])
-def test_four_devices_sweep_what_one_does_too(whole, mesh):
-    whole.agree("llama", mesh)
-
-
 def test_each_device_holds_its_shard(four):
     found = four.about("llama", "tensor=2,data=2")
     assert found["devices"] == 4
@@ -43,6 +37,25 @@ def test_each_device_holds_its_shard(four):
 
 
 @pytest.mark.slow
+def test_two_processes_share_one_model(four):
+    four.run("brief", "llama", "tensor=4", devices=2, processes=2)
+    four.agree("llama", "tensor=4")
+    assert four.about("llama", "tensor=4")["weights"]["blocks.0.W_K"] == [2, 8, 32], "2 heads are whole on 4 devices"
+
+
+@pytest.mark.slow
+def test_four_processes_do_what_one_device_does(four):
+    four.run("brief", "llama", "fsdp=2,data=2", processes=4)
+    four.agree("llama", "fsdp=2,data=2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["tensor=2,data=2", "fsdp=2,sweep=2"])
+def test_four_devices_sweep_what_one_does_too(whole, mesh):
+    whole.agree("llama", mesh)
+
+
+@pytest.mark.slow
 def test_fsdp_shares_the_width(whole):
     found = whole.about("llama", "fsdp=2,sweep=2")
     assert found["weights"]["blocks.1.W_Q"] == [4, 8, 16]
@@ -55,20 +68,6 @@ def test_two_processes_do_what_one_device_does(whole):
     said = whole.run("model", "llama", "sweep=2,tensor=2", devices=2, processes=2)
     assert "sweep=2,tensor=2" in said
     whole.agree("llama", "sweep=2,tensor=2")
-
-
-@pytest.mark.slow
-def test_two_processes_share_one_model(whole):
-    whole.run("model", "llama", "tensor=4", "fsdp=2,data=2", devices=2, processes=2)
-    whole.agree("llama", "tensor=4")
-    whole.agree("llama", "fsdp=2,data=2")
-    assert whole.about("llama", "tensor=4")["weights"]["blocks.0.W_K"] == [2, 8, 32], "2 heads are whole on 4 devices"
-
-
-@pytest.mark.slow
-def test_four_processes_do_what_one_device_does(whole):
-    whole.run("model", "llama", "sweep=2,data=2,tensor=2", devices=2, processes=4)
-    whole.agree("llama", "sweep=2,data=2,tensor=2")
 
 
 @pytest.mark.slow
