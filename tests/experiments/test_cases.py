@@ -45,7 +45,7 @@ def test_groups_are_padded_on_the_left_and_know_their_order(model):
     groups = list(cases.grouped([long, short, short], most=1))
     assert [group.order.tolist() for group in groups] == [[1], [2], [0]]
     for group in groups:
-        assert group.ids.shape[1] in (64, 128, 192, 256)
+        assert group.ids.shape[1] % 64 == 0
         assert group.ids[0, group.columns("verdict")[0]] == group.cases[0].ids[-1]
         assert group.mask.sum() == len(group.cases[0].ids)
 

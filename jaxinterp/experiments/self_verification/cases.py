@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 import jaxinterp as ji
+from jaxinterp.activations.run import bucket
 from jaxinterp.analysis import statistics
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import verification
@@ -30,9 +31,6 @@ READ_AT_ONCE = 32
 
 ROWS = 8
 """Cases in a forward pass that reads: groups of whatever number then compile one shape."""
-
-_TOKENS = 512
-"""Tokens, padding counted, that a CPU sweeps at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +85,6 @@ class Group:
     def part(self, rows: slice) -> Group:
         """Some of its cases."""
         return Group(self.cases[rows], self.order[rows], self.ids[rows], self.mask[rows])
-
-    def filled(self) -> Group:
-        """With its last case repeated, so that groups of any number are swept in parts of one shape."""
-        rows = max(1, _TOKENS // self.ids.shape[1])
-        count = len(self.cases)
-        some = np.minimum(np.arange(-(-count // rows) * rows), count - 1)
-        return Group(tuple(self.cases[row] for row in some), self.order[some], self.ids[some], self.mask[some])
 
 
 def load(
@@ -180,12 +171,6 @@ def make(model: LanguageModel, prefix: str, valid: bool, problem: int = 0) -> Ca
     return Case(tuple(ids), found[-1], problem)
 
 
-def _width(length: int) -> int:
-    """The padded length of a case: few different ones, since each is compiled for itself."""
-    unit = 64 if length <= 256 else 128
-    return -(-length // unit) * unit
-
-
 def grouped(cases: Sequence[Case], most: int | None = None) -> Iterator[Group]:
     """Cases of similar length together, so that few shapes are compiled and little is padding.
 
@@ -198,7 +183,7 @@ def grouped(cases: Sequence[Case], most: int | None = None) -> Iterator[Group]:
     """
     widths: dict[int, list[int]] = {}
     for index, case in enumerate(cases):
-        widths.setdefault(_width(len(case.ids)), []).append(index)
+        widths.setdefault(-(-bucket(len(case.ids)) // 64) * 64, []).append(index)
     for width, indices in sorted(widths.items()):
         for first in range(0, len(indices), most or len(indices)):
             some = indices[first : first + (most or len(indices))]
@@ -232,11 +217,9 @@ def sweep(
     """
     parts = []
     for group in grouped(cases, most):
-        filled = group.filled()
-        table = ji.sweep(model, filled.ids, cells(filled), metric, filled.mask, progress=False)
+        table = ji.sweep(model, group.ids, cells(group), metric, group.mask, progress=False)
         order = pl.Series("case", group.order)
         count = len(group.cases)
-        table = table.filter(pl.col("prompt") < count)
         parts.append(
             table.with_columns(
                 cell=pl.int_range(pl.len()) // count, case=order.gather(table["prompt"].to_numpy())
