@@ -78,7 +78,7 @@ class Config:
     """Of these, traces at which random heads and units are taken out."""
     draws: int = 20
     """Random sets of heads and of units; each is taken out in its own part of these traces."""
-    recomputed: int = 4
+    recomputed: int = 8
     """Traces that are written once more without a key-value cache."""
     samples: int = 4
     """Traces of which the texts are shown."""
