@@ -41,6 +41,11 @@ class Text:
         """With one more token in every row."""
         return Text(self.mask.at[:, self.filled].set(True), self.prompt_length, self.filled + 1)
 
+    def of_rows(self, rows: jax.Array, slots: int) -> Text:
+        """Some of the texts, possibly repeated, with room for so many tokens, no fewer than before."""
+        room = jnp.pad(self.mask[rows], ((0, 0), (0, slots - self.mask.shape[1])))
+        return Text(room, self.prompt_length[rows], self.filled)
+
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["memory", "logits"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +59,18 @@ class Reading:
 
     memory: tuple[Any, ...]
     logits: jax.Array
+
+    def of_rows(self, rows: jax.Array, slots: int) -> Reading:
+        """Of some of the texts, possibly repeated, with so many slots, no fewer than before."""
+
+        def take(kept: pz.nx.NamedArray) -> pz.nx.NamedArray:
+            names = tuple(kept.named_shape)
+            array = jnp.take(kept.unwrap(*names), rows, axis=names.index(axes.BATCH))
+            more = [(0, slots - kept.named_shape[axes.SEQ] if name == axes.SEQ else 0) for name in names]
+            return pz.nx.wrap(jnp.pad(array, more), *names)
+
+        memory = jax.tree.map(take, self.memory, is_leaf=lambda node: isinstance(node, pz.nx.NamedArray))
+        return Reading(memory, self.logits[rows])
 
 
 def read_prompt(

@@ -23,6 +23,8 @@ from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.parallel.placement import fetch, mesh_of, put_rows, rows_over
 
 _STEPS_BETWEEN_CHECKS = 16
+_FEWEST_SLOTS = 128
+_FEWEST_ROWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Generation:
 
     Attributes:
         tokens: New ids, int32 [batch, new]; the end token and what follows it is the end token.
-        lengths: New tokens of each row before an end token, int [batch].
+        lengths: New tokens of each row before an end token, or until it needed no more, int [batch].
         logits: [batch, new, vocabulary] that each new token was drawn from, if asked for.
     """
 
@@ -114,7 +116,8 @@ def generate_tokens(
         mask: With ids [batch, seq]: which of them are tokens.
         sampler: How tokens are drawn; by default greedily.
         key: Typed key, needed unless greedy.
-        ended: New ids [batch, new] so far -> which rows need no more, asked every few steps.
+        ended: New ids [row, new] so far of the rows that are still written -> which of them need no more, asked every
+            few steps. Decoded greedily, rows that have ended soon take no more time.
         keep_logits: Whether to return the logits.
 
     Returns:
@@ -201,7 +204,12 @@ def _generate_all(
         bodies = [of_rows(body, np.minimum(np.arange(rows), count - 1)) for body in bodies]
     tokens, valid = put_rows(pad_rows(tokens, valid, rows, bucket(tokens.shape[1])), mesh)
     chunk = max_new_tokens if ended is None else min(_STEPS_BETWEEN_CHECKS, max_new_tokens)
-    (group,) = by_structure([compiled_form(body) for body in bodies], common=lambda _: True)
+    steps = -(-max_new_tokens // chunk) * chunk
+    # Rows that share their random numbers, their logits or a mesh stay together.
+    narrows = len(bodies) == 1 and mesh is None and not sampler.temperature and not keep_logits
+    most = tokens.shape[1] + steps
+    bodies = [compiled_form(body) for body in bodies]
+    (group,) = by_structure(bodies, common=lambda _: True)
     own = group.stack(range(len(bodies)))
     state = _read_prompt(
         group.shared,
@@ -210,31 +218,68 @@ def _generate_all(
         valid,
         jax.random.key(0) if key is None else key,
         cells=len(bodies),
-        slots=tokens.shape[1] + -(-max_new_tokens // chunk) * chunk,
+        slots=_room(tokens.shape[1] + chunk, most) if narrows else most,
         kv_heads=architecture.kv_heads,
         projection=architecture.projection,
     )
     stops = jnp.asarray(architecture.eos or (-1,), jnp.int32)
-    parts, kept = [], []
-    for _ in range(-(-max_new_tokens // chunk)):
+    ids = np.full((len(bodies), rows, steps), (architecture.eos or (0,))[0], np.int32)
+    lengths = np.zeros((len(bodies), rows), int)
+    live, kept = np.arange(rows), []
+    for first in range(0, steps, chunk):
         state, new, values = _continue(
             group.shared, own, state, stops, steps=chunk, sampler=sampler, keep_logits=keep_logits
         )
-        parts.append(fetch(new)[:, :count])
+        ids[:, live, first : first + chunk] = fetch(new)
+        lengths[:, live] = first + chunk
         kept.append(values)
-        done = fetch(state.done)[:, :count]
+        done = fetch(state.done) | (live >= count)
         if ended is not None:
-            done = done | np.stack([ended(row) for row in np.concatenate(parts, axis=2)])
+            done = done | np.stack([ended(row[live, : first + chunk]) for row in ids])
         if done.all():
             break
-    ids = np.concatenate(parts, axis=2)[:, :, :max_new_tokens]
+        if narrows and first + chunk < steps:
+            chosen = _still_open(done[0])
+            slots = _room(tokens.shape[1] + first + 2 * chunk, most)
+            if len(chosen) < len(live):
+                live = live[chosen]
+                (group,) = by_structure([of_rows(body, live) for body in bodies], common=lambda _: True)
+                own = group.stack([0])
+            if len(chosen) < len(done[0]) or slots > state.text.mask.shape[-1]:
+                state = _of_rows(state, jnp.asarray(chosen), slots=slots)
+    written = min(first + chunk, max_new_tokens)
+    ids, lengths = ids[:, :count, :written], np.minimum(lengths[:, :count], written)
     is_end = np.isin(ids, np.asarray(stops))
-    lengths = np.where(is_end.any(axis=2), is_end.argmax(axis=2), ids.shape[2])
+    lengths = np.where(is_end.any(axis=2), np.minimum(is_end.argmax(axis=2), lengths), lengths)
     logits = [fetch(part)[:, :count] for part in kept if part is not None]
     values = np.concatenate(logits, axis=2)[:, :, :max_new_tokens] if keep_logits else None
     return [
         Generation(ids[cell], lengths[cell], None if values is None else values[cell]) for cell in range(len(bodies))
     ]
+
+
+def _room(needed: int, most: int) -> int:
+    """Slots for a text that still grows: few, since all are read at every step, and of few sizes.
+
+    >>> [_room(needed, 450) for needed in (48, 129, 300)]
+    [128, 256, 450]
+    """
+    slots = _FEWEST_SLOTS
+    while slots < needed:
+        slots *= 2
+    return min(slots, most)
+
+
+def _still_open(done: np.ndarray) -> np.ndarray:
+    """The rows to go on with: all of them, or half, a quarter, ... if no more are open, filled up with repeats.
+
+    >>> _still_open(np.arange(32) % 8 != 0)
+    array([ 0,  8, 16, 24,  0,  0,  0,  0])
+    """
+    left, size = np.flatnonzero(~done), len(done)
+    while size % 2 == 0 and size > _FEWEST_ROWS and len(left) <= size // 2:
+        size //= 2
+    return np.arange(len(done)) if size == len(done) else np.pad(left, (0, size - len(left)), constant_values=left[0])
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["text", "reading", "done", "key"], meta_fields=[])
@@ -270,6 +315,16 @@ def _read_prompt(
         return _State(Text.of(mask, slots), reading, jnp.zeros(len(tokens), bool), key)
 
     return _in_each_cell(one, cells, own)
+
+
+@functools.partial(jax.jit, static_argnames="slots")
+def _of_rows(state: _State, rows: jax.Array, *, slots: int) -> _State:
+    """The state of some rows of the only cell, with so many slots."""
+
+    def one(state: _State) -> _State:
+        return _State(state.text.of_rows(rows, slots), state.reading.of_rows(rows, slots), state.done[rows], state.key)
+
+    return _in_each_cell(one, 1, state)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "sampler", "keep_logits"), donate_argnames=("state",))

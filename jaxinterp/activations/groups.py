@@ -52,11 +52,13 @@ class Group:
         members: Which of the given trees they are.
         shared: What they have in common.
         leaves: All leaves of each.
+        small: The same, with small ones as NumPy arrays, which are quicker to stack.
     """
 
     members: list[int]
     shared: Shared
     leaves: list[list[Any]]
+    small: list[list[Any]]
 
     def stack(self, places: Iterable[int]) -> Leaves:
         """The other leaves of some members, by their place in the group, with a cell axis in front."""
@@ -66,10 +68,13 @@ class Group:
             if common is not None:
                 own.append(None)
                 continue
-            parts = [self.leaves[place][number] for place in chosen]
-            large = getattr(parts[0], "nbytes", 0) >= _LARGE
-            own.append(jnp.stack(parts) if large else jnp.asarray(np.stack([fetch(part) for part in parts])))
+            parts = [self.small[place][number] for place in chosen]
+            own.append(jnp.stack(parts) if _is_large(parts[0]) else jnp.asarray(np.stack(parts)))
         return own
+
+
+def _is_large(leaf: Any) -> bool:
+    return getattr(leaf, "nbytes", 0) >= _LARGE
 
 
 def by_structure(trees: Sequence[Any], common: Callable[[Any], bool] | None = None) -> list[Group]:
@@ -82,10 +87,10 @@ def by_structure(trees: Sequence[Any], common: Callable[[Any], bool] | None = No
     Returns:
         The groups, in the order in which they first occur.
     """
-    once = common or (lambda leaf: getattr(leaf, "nbytes", 0) >= _LARGE)
+    once = common or _is_large
     flattened = [_flatten(tree) for tree in trees]
     members: dict[Any, list[int]] = {}
-    for number, (_, structure, shapes) in enumerate(flattened):
+    for number, (_, _, structure, shapes) in enumerate(flattened):
         members.setdefault((structure, shapes), []).append(number)
     groups = []
     for (structure, _), numbers in members.items():
@@ -94,23 +99,25 @@ def by_structure(trees: Sequence[Any], common: Callable[[Any], bool] | None = No
             column[0] if once(column[0]) and all(leaf is column[0] for leaf in column) else None
             for column in zip(*leaves, strict=True)
         ]
-        groups.append(Group(numbers, Shared(shared, structure), leaves))
+        small = [flattened[number][1] for number in numbers]
+        groups.append(Group(numbers, Shared(shared, structure), leaves, small))
     return groups
 
 
-_Flat = tuple[list[Any], Any, tuple[Any, ...]]
+_Flat = tuple[list[Any], list[Any], Any, tuple[Any, ...]]
 
 _known: dict[int, tuple[weakref.ref[Any], _Flat]] = {}
 """The leaves of trees in use: a sweep takes the same few thousand blocks apart again for every buffer."""
 
 
 def _flatten(tree: Any) -> _Flat:
-    """Leaves, structure, and the leaves' shapes and dtypes."""
+    """Leaves, the same with small ones as NumPy arrays, structure, and the leaves' shapes and dtypes."""
     known = _known.get(id(tree))
     if known is not None and known[0]() is tree:
         return known[1]
     leaves, structure = jax.tree_util.tree_flatten(tree)
-    flat = (leaves, structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+    small = [leaf if _is_large(leaf) else fetch(leaf) for leaf in leaves]
+    flat = (leaves, small, structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
     if isinstance(tree, pz.nn.Layer):
         key = id(tree)
         _known[key] = (weakref.ref(tree, lambda _: _known.pop(key, None)), flat)

@@ -238,10 +238,19 @@ def of_rows(tree: Any, rows: np.ndarray) -> Any:
         The tree; arrays without a batch axis are the same objects.
     """
     return jax.tree_util.tree_map(
-        lambda leaf: leaf.untag(axes.BATCH)[jnp.asarray(rows)].tag(axes.BATCH) if _is_per_row(leaf) else leaf,
+        lambda leaf: _take(leaf, rows) if _is_per_row(leaf) else leaf,
         tree,
         is_leaf=lambda node: isinstance(node, pz.nx.NamedArray),
     )
+
+
+def _take(leaf: Any, rows: np.ndarray) -> Any:
+    """The numbers of some texts; on a CPU by NumPy, because a sweep does so for every cell."""
+    names = tuple(leaf.named_shape)
+    array, axis = leaf.unwrap(*names), names.index(axes.BATCH)
+    if array.sharding.device_set == {jax.devices("cpu")[0]}:
+        return pz.nx.wrap(jnp.asarray(np.take(np.asarray(array), rows, axis)), *names)
+    return pz.nx.wrap(jnp.take(array, jnp.asarray(rows), axis), *names)
 
 
 def _named_leaves(tree: Any) -> list[Any]:

@@ -363,28 +363,32 @@ def measure_buffer(
     stream = clean.streams[0]
     shape = (_step_up(len(routes), 4 * tile), batch, seq, stream.shape[-1])
     buffer = jnp.zeros(shape, stream.dtype, device=whole_sharding(stream))
+    # One column takes hardly any time, but compiling does: all cells enter alike, in tiles of one size, and the last
+    # block is like the others.
+    single = seq == 1
     measured: list[tuple[np.ndarray, jax.Array]] = []
     started = 0
     for stage in range(routes[0].stage, base.depth + 1):
         arriving = [place for place in range(started, len(routes)) if routes[place].stage == stage]
         started += len(arriving)
-        inside = [place for place in arriving if routes[place].entry == () and stage < base.depth]
+        inside = [p for p in arriving if routes[p].entry == () and stage < base.depth and not single]
         for places, group, own in _groups([p for p in arriving if routes[p].entry is None], routes, -1, tile):
             buffer = stages.begin_edited(buffer, places, group.shared, own, texts)
         outside = [place for place in arriving if place not in inside and routes[place].entry is not None]
-        for places, group, own in _groups(outside, routes, None, tile):
+        for places, group, own in _groups(outside, routes, None, tile, coarse=single):
             buffer = stages.enter(buffer, places, group.shared, own, clean.streams[stage], texts)
         if stage == base.depth:
             break
         earlier = clean.keys[stage] if seq < length else None
-        last = stage == base.depth - 1
+        last = stage == base.depth - 1 and not single
         for places, group, own in _groups(inside, routes, stage, tile):
             at = clean.streams[stage]
             buffer = stages.advance_edited(buffer, places, group.shared, own, at, earlier, texts, last=last)
         others = [place for place in range(started) if place not in inside]
-        for places, group, own in _groups([p for p in others if stage in routes[p].edited], routes, stage, tile):
+        edited = [place for place in others if stage in routes[place].edited]
+        for places, group, own in _groups(edited, routes, stage, tile, coarse=single):
             buffer = stages.advance_edited(buffer, places, group.shared, own, None, earlier, texts, last=last)
-        for places in _tiles([p for p in others if stage not in routes[p].edited], tile, coarse=last):
+        for places in _tiles([p for p in others if stage not in routes[p].edited], tile, coarse=last or single):
             buffer = stages.advance_unedited(buffer, places, base.blocks[stage], earlier, texts, last=last)
     tile = _power_of_two(min(tile, sizes.logits // batch))
     changed = [place for place, route in enumerate(routes) if base.depth in route.edited]
@@ -400,12 +404,12 @@ def measure_buffer(
 
 
 def _groups(
-    places: list[int], routes: Sequence[Route], stage: int | None, tile: int
+    places: list[int], routes: Sequence[Route], stage: int | None, tile: int, coarse: bool = False
 ) -> Iterator[tuple[np.ndarray, Group, Leaves]]:
     """Cells whose own trees at a stage (or at their entry, if `None`) have one structure, a tile at a time."""
     trees = [routes[place].entry if stage is None else routes[place].edited[stage] for place in places]
     for group in by_structure(trees):
-        for some in _tiles(range(len(group.members)), tile):
+        for some in _tiles(range(len(group.members)), tile, coarse):
             members = np.minimum(some, len(group.members) - 1)
             chosen = np.asarray(places)[[group.members[member] for member in members]]
             yield np.where(some < _NONE, chosen, _NONE).astype(np.int32), group, group.stack(members)

@@ -90,3 +90,31 @@ def test_sampled_frequencies_are_the_probabilities():
 def test_wrong_settings_are_one_sentence(countdown, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         ji.generate(countdown, PROMPT, **settings)
+
+
+@pytest.mark.parametrize("row_by_row", [False, True])
+def test_rows_that_have_ended_make_room_and_change_no_other(row_by_row):
+    model = toy("llama", num_hidden_layers=2)
+    model = dataclasses.replace(model, architecture=dataclasses.replace(model.architecture, eos=()))
+    count, most = 20, 150
+    random = np.random.default_rng(0)
+    prompts = random.integers(3, model.architecture.vocabulary, (count, 5))
+    if row_by_row:
+        cache = ji.run(model, prompts[::-1].copy(), sites=ji.resid_post(0), logits=None)[1]
+        model = ji.patch(model, ji.resid_post(0), cache, at=ji.prompt())
+    whole = ji.generate_tokens(model, prompts, most)
+    wanted = np.linspace(1, most, count).astype(int)
+    prefixes = {tuple(row[:24]): length for row, length in zip(whole.tokens, wanted, strict=True)}
+    assert len(prefixes) == count
+    sizes = []
+
+    def ended(tokens):
+        sizes.append(len(tokens))
+        known = [prefixes.get(tuple(row[:24])) for row in tokens]
+        return np.array([length is not None and length <= tokens.shape[1] for length in known])
+
+    cut = ji.generate_tokens(model, prompts, most, ended=ended)
+    assert sizes[0] == count and sizes[-1] <= count // 2
+    assert (cut.lengths >= wanted).all() and (cut.lengths < most).any()
+    for row, length in enumerate(cut.lengths):
+        np.testing.assert_array_equal(cut.tokens[row, :length], whole.tokens[row, :length])

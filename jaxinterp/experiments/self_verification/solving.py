@@ -22,9 +22,6 @@ def solve(
 ) -> list[str]:
     """Lets a model continue prompts.
 
-    A batch takes as long as its longest text. Greedy texts that have not ended within half of the cap are therefore
-    written again, together, under the whole of it.
-
     Args:
         model: The model.
         prompts: What it continues.
@@ -35,26 +32,13 @@ def solve(
     Returns:
         Prompt and response of each, up to the end of the answer if there is one.
     """
-    if key is not None:
-        return _write(model, prompts, max_new_tokens, batch_size, key)
-    texts = _write(model, prompts, -(-max_new_tokens // 2), batch_size)
-    unended = [number for number, text in enumerate(texts) if not text.endswith(_ANSWERED)]
-    again = _write(model, [prompts[number] for number in unended], max_new_tokens, batch_size)
-    for number, text in zip(unended, again, strict=True):
-        texts[number] = text
-    return texts
-
-
-def _write(
-    model: LanguageModel, prompts: Sequence[str], most: int, batch_size: int, key: jax.Array | None = None
-) -> list[str]:
     texts = []
     for first in range(0, len(prompts), batch_size):
         some = list(prompts[first : first + batch_size])
         responses = generate(
             model,
             some + some[:1] * (batch_size - len(some)),
-            most,
+            max_new_tokens,
             temperature=0.0 if key is None else 1.0,
             stop=_ENDINGS,
             key=None if key is None else jax.random.fold_in(key, first),
