@@ -23,6 +23,9 @@ from jaxinterp.models.blocks import Decoder
 from jaxinterp.parallel.placement import fetch, mesh_of, restrict
 from jaxinterp.sites.taps import Tap
 
+_FEWEST_TEXTS = 64
+"""Texts that are looked at together to find where edits act, be there ever so few; one takes next to no time."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Base:
@@ -201,16 +204,29 @@ def first_columns(routes: Sequence[Route], texts: Texts) -> np.ndarray:
     Returns:
         Int [cell]; the last column for a cell that acts nowhere.
     """
-    last = texts.tokens.shape[1] - 1
-    columns = np.full(len(routes), last)
+    batch, length = texts.tokens.shape
+    columns = np.full(len(routes), length - 1)
+    # Filled up with repeats, so that other numbers of texts and of ways to choose tokens compile nothing new.
+    rows = np.minimum(np.arange(max(_FEWEST_TEXTS, _power_of_two(batch))), batch - 1)
+    texts = texts.rows(jnp.asarray(rows))
     owners = [(number, edit.at) for number, route in enumerate(routes) for edit in route.edits or ()]
-    for group in by_structure([positions for _, positions in owners]):
-        found = fetch(_first_chosen(group.shared, group.stack(range(len(group.members))), texts))
-        for member, column in zip(group.members, np.broadcast_to(found, len(group.members)), strict=True):
-            number = owners[member][0]
-            columns[number] = min(columns[number], int(column))
+    for group in by_structure([of_rows(positions, rows) for _, positions in owners]):
+        different: dict[tuple[bytes, ...], list[int]] = {}
+        for place, leaves in enumerate(group.small):
+            different.setdefault(tuple(fetch(leaf).tobytes() for leaf in leaves), []).append(place)
+        places = list(different.values())
+        chosen = [same[0] for same in places] + [0] * (_power_of_two(len(places)) - len(places))
+        found = fetch(_first_chosen(group.shared, group.stack(chosen), texts))
+        for same, column in zip(places, np.broadcast_to(found, len(chosen)), strict=False):
+            for place in same:
+                number = owners[group.members[place]][0]
+                columns[number] = min(columns[number], int(column))
     columns[[number for number, route in enumerate(routes) if route.edits is None]] = 0
     return columns
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
 
 
 @jax.jit

@@ -36,6 +36,9 @@ from jaxinterp.sites.taps import Address
 STARTS = 4
 """At how many columns, evenly spread over the text, cells may start, and at the last; each is compiled for itself."""
 
+_FEWEST_CELLS = 64
+"""Cells that a buffer has room for, be there ever so few."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -288,9 +291,27 @@ def _buffers(
     for start in np.unique(starts[cells]):
         alike = cells[starts[cells] == start]
         alike = alike[np.argsort([routes[cell].stage for cell in alike], kind="stable")]
-        most = max(1, sizes.cells * length // int(length - start))
+        most = _most(sizes, length, length - int(start))
         for first in range(0, len(alike), most):
             yield alike[first : first + most], int(start)
+
+
+def _most(sizes: Sizes, length: int, seq: int) -> int:
+    """How many cells that hold the last columns fit into a buffer."""
+    return max(1, sizes.cells * length // seq)
+
+
+def _capacity(count: int, tile: int, most: int) -> int:
+    """The size of a buffer for some cells: one of few, because every program that touches it is compiled for it.
+
+    Examples:
+        >>> [_capacity(count, 1, 500) for count in (2, 60, 65, 300)], _capacity(2, 128, 500)
+        ([64, 64, 128, 500], 128)
+    """
+    size = max(_FEWEST_CELLS, tile)
+    while size < count:
+        size *= 2
+    return max(count, min(size, most))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,34 +382,29 @@ def measure_buffer(
     batch, length = texts.tokens.shape
     tile = _power_of_two(sizes.tile // (batch * seq))
     stream = clean.streams[0]
-    shape = (_step_up(len(routes), 4 * tile), batch, seq, stream.shape[-1])
-    buffer = jnp.zeros(shape, stream.dtype, device=whole_sharding(stream))
-    # One column takes hardly any time, but compiling does: all cells enter alike, in tiles of one size, and the last
-    # block is like the others.
+    cells = _capacity(len(routes), tile, _most(sizes, length, seq))
+    buffer = jnp.zeros((cells, batch, seq, stream.shape[-1]), stream.dtype, device=whole_sharding(stream))
+    # One column takes hardly any time, but compiling does: tiles have one size, and the last block is like the others.
     single = seq == 1
     measured: list[tuple[np.ndarray, jax.Array]] = []
     started = 0
     for stage in range(routes[0].stage, base.depth + 1):
         arriving = [place for place in range(started, len(routes)) if routes[place].stage == stage]
         started += len(arriving)
-        inside = [p for p in arriving if routes[p].entry == () and stage < base.depth and not single]
         for places, group, own in _groups([p for p in arriving if routes[p].entry is None], routes, -1, tile):
             buffer = stages.begin_edited(buffer, places, group.shared, own, texts)
-        outside = [place for place in arriving if place not in inside and routes[place].entry is not None]
-        for places, group, own in _groups(outside, routes, None, tile, coarse=single):
+        entering = [place for place in arriving if routes[place].entry is not None]
+        for places, group, own in _groups(entering, routes, None, tile, coarse=True):
             buffer = stages.enter(buffer, places, group.shared, own, clean.streams[stage], texts)
         if stage == base.depth:
             break
         earlier = clean.keys[stage] if seq < length else None
         last = stage == base.depth - 1 and not single
-        for places, group, own in _groups(inside, routes, stage, tile):
-            at = clean.streams[stage]
-            buffer = stages.advance_edited(buffer, places, group.shared, own, at, earlier, texts, last=last)
-        others = [place for place in range(started) if place not in inside]
-        edited = [place for place in others if stage in routes[place].edited]
+        edited = [place for place in range(started) if stage in routes[place].edited]
         for places, group, own in _groups(edited, routes, stage, tile, coarse=single):
-            buffer = stages.advance_edited(buffer, places, group.shared, own, None, earlier, texts, last=last)
-        for places in _tiles([p for p in others if stage not in routes[p].edited], tile, coarse=last or single):
+            buffer = stages.advance_edited(buffer, places, group.shared, own, earlier, texts, last=last)
+        others = [place for place in range(started) if stage not in routes[place].edited]
+        for places in _tiles(others, tile, coarse=last or single):
             buffer = stages.advance_unedited(buffer, places, base.blocks[stage], earlier, texts, last=last)
     tile = _power_of_two(min(tile, sizes.logits // batch))
     changed = [place for place, route in enumerate(routes) if base.depth in route.edited]

@@ -85,14 +85,17 @@ def rows_at_once(count: int, length: int, most: int, tile: int | None = None) ->
         tile: Most tokens at a time; by default what the device does best with.
 
     Returns:
-        The number, at least 1, such that the last part is about as full as the others.
+        The number, at least 1: all, or else such that the last part is about as full as the others, but a power of
+        two if as many fit, so that fewer programs are compiled for texts of one length.
 
     Examples:
-        >>> rows_at_once(20, 64, 100, tile=512)
-        7
+        >>> [rows_at_once(count, 64, 100, tile=512) for count in (7, 10, 20)], rows_at_once(20, 64, 7, tile=512)
+        ([7, 8, 8], 7)
     """
     fits = max(1, min(count, most, (_best_tile() if tile is None else tile) // length))
-    return -(-count // -(-count // fits))
+    parts = -(-count // fits)
+    rows = -(-count // parts)
+    return rows if parts == 1 else min(fits, 1 << (rows - 1).bit_length())
 
 
 def _best_tile() -> int:

@@ -226,7 +226,6 @@ def advance_edited(
     cells: jax.Array,
     shared: Shared,
     own: Leaves,
-    clean: jax.Array | None,
     earlier: KeysAndValues | None,
     texts: Texts,
     *,
@@ -239,8 +238,6 @@ def advance_edited(
         cells: As in `advance_unedited`.
         shared: What their blocks have in common.
         own: The other leaves, with a cell axis in front.
-        clean: For cells that start in this block, the unedited stream entering it, [batch, seq, embedding] with all
-            columns; `None` for cells under way.
         earlier: As in `advance_unedited`.
         texts: Of all columns.
         last: As in `advance_unedited`.
@@ -252,11 +249,7 @@ def advance_edited(
     def one(leaves: Leaves, x: jax.Array) -> jax.Array:
         return _advance(shared.joined(leaves), x, earlier, texts, last)
 
-    if clean is None:
-        out = jax.vmap(one)(own, buffer.at[cells].get(mode="clip"))
-    else:
-        entering = clean[:, clean.shape[1] - buffer.shape[2] :]
-        out = jax.vmap(one, in_axes=(0, None), axis_size=len(cells))(own, entering)
+    out = jax.vmap(one)(own, buffer.at[cells].get(mode="clip"))
     return buffer.at[cells].set(out, mode="drop")
 
 
@@ -264,12 +257,12 @@ def advance_edited(
 def enter(
     buffer: jax.Array, cells: jax.Array, shared: Shared, own: Leaves, clean: jax.Array, texts: Texts
 ) -> jax.Array:
-    """Starts cells whose first edit acts on the residual stream between two blocks.
+    """Starts cells in front of a block from the unedited stream there, or from what their edits make of it.
 
     Args:
         buffer: As in `advance_unedited`.
         cells: As in `advance_unedited`.
-        shared: What their edits there (a tuple of layers) have in common.
+        shared: What their edits of the stream (a tuple of layers, possibly empty) have in common.
         own: The other leaves, with a cell axis in front.
         clean: The unedited stream there, [batch, seq, embedding] with all columns.
         texts: Of all columns.

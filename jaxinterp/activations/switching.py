@@ -19,7 +19,7 @@ from penzai import pz
 from jaxinterp.activations.compilation import keep_compiled_programs
 from jaxinterp.activations.decoding import Reading, Text, read_next, read_prompt
 from jaxinterp.activations.plan import check_rows, of_rows
-from jaxinterp.activations.run import Inputs, bucket, compiled_form, pad_rows, prepare, run
+from jaxinterp.activations.run import Inputs, compiled_form, pad_rows, prepare, run
 from jaxinterp.interventions.edit import Edit
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.sites.positions import last
@@ -29,8 +29,9 @@ Reads = Literal["text", "token"]
 
 _STEPS_AT_ONCE = 20
 """Between two looks at which texts have ended; always as many, so that another cap compiles nothing new."""
-_SLOTS = 128
-"""Slots for tokens come in multiples of this: more would be read in vain at every step, fewer compile more programs."""
+_SLOTS = 64
+"""Prompts, and the slots for them and what follows, come in multiples of this: more would be read in vain at every
+step, fewer compile more programs."""
 
 
 def generate_switching(
@@ -140,10 +141,11 @@ def _write(
     for first in range(0, len(order), count):
         own = order[first : first + count]
         some = np.pad(own, (0, count - len(own)), mode="edge")
-        width = int(lengths[own].max())
-        padded = pad_rows(tokens[some, -width:], valid[some, -width:], count, bucket(width))
+        longest = int(lengths[own].max())
+        width = _round_up(longest)
+        padded = pad_rows(tokens[some, -longest:], valid[some, -longest:], count, width)
         ids, mask = (jnp.asarray(array) for array in padded)
-        slots = -(-(bucket(width) + chunks * _STEPS_AT_ONCE) // _SLOTS) * _SLOTS
+        slots = _round_up(width + chunks * _STEPS_AT_ONCE)
         sizes = {"slots": slots, "kv_heads": model.architecture.kv_heads, "projection": model.architecture.projection}
         body = compiled_form(of_rows(model.body, some))
         clean = _read(body, ids, mask, **sizes)
@@ -163,6 +165,10 @@ def _write(
             for row, new in zip(own, written, strict=False):
                 texts[row] = _up_to_end(new.tolist(), model.architecture.eos)
     return found
+
+
+def _round_up(tokens: int) -> int:
+    return -(-tokens // _SLOTS) * _SLOTS
 
 
 def _up_to_end(ids: list[int], ends: Sequence[int]) -> list[int]:

@@ -17,7 +17,6 @@ import numpy as np
 import polars as pl
 
 import jaxinterp as ji
-from jaxinterp.activations.run import bucket
 from jaxinterp.analysis import statistics
 from jaxinterp.models.language_model import LanguageModel
 from jaxinterp.tasks import verification
@@ -183,7 +182,7 @@ def grouped(cases: Sequence[Case], most: int | None = None) -> Iterator[Group]:
     """
     widths: dict[int, list[int]] = {}
     for index, case in enumerate(cases):
-        widths.setdefault(-(-bucket(len(case.ids)) // 64) * 64, []).append(index)
+        widths.setdefault(_width(len(case.ids)), []).append(index)
     for width, indices in sorted(widths.items()):
         for first in range(0, len(indices), most or len(indices)):
             some = indices[first : first + (most or len(indices))]
@@ -192,6 +191,15 @@ def grouped(cases: Sequence[Case], most: int | None = None) -> Iterator[Group]:
                 own = cases[index].ids
                 ids[row, width - len(own) :], mask[row, width - len(own) :] = own, True
             yield Group(tuple(cases[index] for index in some), np.array(some), ids, mask)
+
+
+def _width(count: int) -> int:
+    """What texts are padded to: long ones, of which there are few, more widely.
+
+    >>> [_width(count) for count in (40, 65, 250, 257, 449)]
+    [64, 128, 256, 448, 640]
+    """
+    return -(-count // 64) * 64 if count <= 256 else 256 + -(-(count - 256) // 192) * 192
 
 
 def sweep(
