@@ -143,7 +143,8 @@ def bytes_per_row(
     * the MLP: $4 n m w$: both branches, the activations and one more;
     * the readout: $3 \cdot 4 V$ for the last token alone, $3 \cdot 4 n V$ for all of them.
 
-    A pass that is compiled keeps no block's arrays longer than the block, so the number of layers does not appear. What
+    A pass that is compiled keeps no block's arrays longer than the block, so the number of layers does not appear. A
+    CPU makes scores a part at a time where they are neither read nor edited, and then needs less than this. What
     a pass takes besides, whatever its rows are, is `bytes_fixed`.
 
     Args:

@@ -6,7 +6,9 @@ edited. Everything in front of the first of them, in depth and in the text, is w
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -99,10 +101,16 @@ class Route:
 
         A cell whose edits hold no numbers for single texts is returned as it is.
         """
-        if self.edits is not None and not any(_is_per_row(leaf) for leaf in _named_leaves(self.edits)):
+        leaves, structure = self._flat
+        if not any(_is_per_row(leaf) for leaf in leaves):
             return self
-        edited = {stage: of_rows(part, rows) for stage, part in self.edited.items()}
-        return dataclasses.replace(self, entry=of_rows(self.entry, rows), edited=edited)
+        entry, edited = jax.tree_util.tree_unflatten(structure, _take_all(leaves, rows))
+        return dataclasses.replace(self, entry=entry, edited=edited)
+
+    @functools.cached_property
+    def _flat(self) -> tuple[list[Any], Any]:
+        """Leaves and structure of its own trees, which are asked for anew with every few texts."""
+        return jax.tree_util.tree_flatten((self.entry, dict(self.edited)), _is_named)
 
 
 def find_route(base: Base, body: Decoder) -> Route:
@@ -253,24 +261,30 @@ def of_rows(tree: Any, rows: np.ndarray) -> Any:
     Returns:
         The tree; arrays without a batch axis are the same objects.
     """
-    return jax.tree_util.tree_map(
-        lambda leaf: _take(leaf, rows) if _is_per_row(leaf) else leaf,
-        tree,
-        is_leaf=lambda node: isinstance(node, pz.nx.NamedArray),
-    )
+    leaves, structure = jax.tree_util.tree_flatten(tree, _is_named)
+    return jax.tree_util.tree_unflatten(structure, _take_all(leaves, rows))
+
+
+def _take_all(leaves: Sequence[Any], rows: np.ndarray) -> list[Any]:
+    return [_take(leaf, rows) if _is_per_row(leaf) else leaf for leaf in leaves]
 
 
 def _take(leaf: Any, rows: np.ndarray) -> Any:
-    """The numbers of some texts; on a CPU by NumPy, because a sweep does so for every cell."""
+    """The numbers of some texts; on a CPU as NumPy arrays, because a sweep takes them for every cell."""
     names = tuple(leaf.named_shape)
     array, axis = leaf.unwrap(*names), names.index(axes.BATCH)
-    if array.sharding.device_set == {jax.devices("cpu")[0]}:
-        return pz.nx.wrap(jnp.asarray(np.take(np.asarray(array), rows, axis)), *names)
+    if isinstance(array, np.ndarray) or array.sharding.device_set == {jax.devices("cpu")[0]}:
+        sizes = {**leaf.named_shape, axes.BATCH: len(rows)}
+        return pz.nx.NamedArray(collections.OrderedDict(sizes), np.take(np.asarray(array), rows, axis))
     return pz.nx.wrap(jnp.take(array, jnp.asarray(rows), axis), *names)
 
 
+def _is_named(node: Any) -> bool:
+    return isinstance(node, pz.nx.NamedArray)
+
+
 def _named_leaves(tree: Any) -> list[Any]:
-    return jax.tree_util.tree_leaves(tree, is_leaf=lambda node: isinstance(node, pz.nx.NamedArray))
+    return jax.tree_util.tree_leaves(tree, is_leaf=_is_named)
 
 
 def check_rows(tree: Any, batch: int) -> None:

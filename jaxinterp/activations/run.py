@@ -76,7 +76,8 @@ def run(
         model: The model, edited or not.
         inputs: Texts, lists of token ids, or ids [batch, seq].
         mask: With ids [batch, seq]: which of them are tokens rather than padding on the left.
-        sites: What to read. Reads see edits made at the same tap.
+        sites: What to read. Reads see edits made at the same tap. Where scores or patterns are read, a block makes them
+            whole, which takes longer and rounds differently.
         logits: `"all"`, `"last"` (only each row's last token, much cheaper with a large vocabulary), or `None`.
         batch_size: Rows per forward pass; by default as many as the device is quickest with, and no more than half of
             the free memory holds by the bound of `jaxinterp.activations.memory.bytes_per_row`.

@@ -13,6 +13,7 @@ pass, made by `jaxinterp.models.decoder.side_inputs`:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, TypeAlias
 
 import jax
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from penzai import pz
 
 from jaxinterp import axes
-from jaxinterp.models import rotary
+from jaxinterp.models import attention, rotary
 from jaxinterp.models.architecture import Activation, Rope
 from jaxinterp.models.low_rank import Weight, contract
 from jaxinterp.sites.taps import Tap
@@ -150,18 +151,11 @@ class Attention(pz.nn.Layer):
     def __call__(self, x: NamedArray, /, *, attend: Any, distance: Any, **side_inputs: Any) -> NamedArray:
         """Maps the normalised residual [batch, seq, embedding] to what attention writes."""
         side_inputs |= {"attend": attend, "distance": distance}
-        q = self.query(x, **side_inputs).untag(axes.SEQ, axes.HEAD, axes.PROJECTION)
-        k = self.key(x, **side_inputs).untag(axes.SEQ, axes.KV_HEAD, axes.PROJECTION)
-        v = self.value(x, **side_inputs).untag(axes.SEQ, axes.KV_HEAD, axes.PROJECTION)
-        scores = pz.nx.nmap(_scores)(q, k, self.scale, self.softcap).tag(axes.HEAD, axes.SEQ, axes.KV_SEQ)
-        scores = self.scores(scores, **side_inputs)
-        if self.window is not None:
-            attend = attend & (distance < self.window)
-        scores = pz.nx.nmap(jnp.where)(attend, scores, jnp.finfo(scores.dtype).min)
-        pattern = pz.nx.nmap(jax.nn.softmax)(scores.untag(axes.KV_SEQ)).tag(axes.KV_SEQ).astype(x.dtype)
-        pattern = self.pattern(pattern, **side_inputs)
-        z = pz.nx.nmap(_weigh)(pattern.untag(axes.HEAD, axes.SEQ, axes.KV_SEQ), v)
-        z = self.z(z.tag(axes.SEQ, axes.HEAD, axes.PROJECTION), **side_inputs)
+        vectors = [part(x, **side_inputs) for part in (self.query, self.key, self.value)]
+        seen = attend if self.window is None else attend & (distance < self.window)
+        whole = self.scores.edits or self.pattern.edits
+        z = self._read_whole(*vectors, seen, **side_inputs) if whole else self._read(*vectors, seen)
+        z = self.z(z, **side_inputs)
         if self.head_out.edits:
             parts = contract(axes.PROJECTION, z, self.output)
             parts = self.head_out(parts, **side_inputs)
@@ -170,6 +164,27 @@ class Attention(pz.nn.Layer):
             out = contract((axes.HEAD, axes.PROJECTION), z, self.output)
         return out if self.bias is None else out + self.bias.value
 
+    def _read(self, q: NamedArray, k: NamedArray, v: NamedArray, seen: NamedArray) -> NamedArray:
+        """What heads read, [batch, seq, head, projection]."""
+        read = pz.nx.nmap(functools.partial(attention.attend, scale=self.scale, softcap=self.softcap))
+        names = (axes.BATCH, axes.SEQ, axes.HEAD, axes.PROJECTION)
+        of_keys = [vectors.untag(axes.BATCH, axes.SEQ, axes.KV_HEAD, axes.PROJECTION) for vectors in (k, v)]
+        return read(q.untag(*names), *of_keys, seen.untag(axes.BATCH, axes.SEQ, axes.KV_SEQ)).tag(*names)
+
+    def _read_whole(
+        self, q: NamedArray, k: NamedArray, v: NamedArray, seen: NamedArray, /, **side_inputs: Any
+    ) -> NamedArray:
+        """The same, with scores and patterns as arrays that pass their taps."""
+        q = q.untag(axes.SEQ, axes.HEAD, axes.PROJECTION)
+        k, v = (vectors.untag(axes.SEQ, axes.KV_HEAD, axes.PROJECTION) for vectors in (k, v))
+        scores = pz.nx.nmap(_scores)(q, k, self.scale, self.softcap).tag(axes.HEAD, axes.SEQ, axes.KV_SEQ)
+        scores = self.scores(scores, **side_inputs)
+        scores = pz.nx.nmap(jnp.where)(seen, scores, jnp.finfo(scores.dtype).min)
+        pattern = pz.nx.nmap(jax.nn.softmax)(scores.untag(axes.KV_SEQ)).tag(axes.KV_SEQ).astype(v.dtype)
+        pattern = self.pattern(pattern, **side_inputs)
+        z = pz.nx.nmap(_weigh)(pattern.untag(axes.HEAD, axes.SEQ, axes.KV_SEQ), v)
+        return z.tag(axes.SEQ, axes.HEAD, axes.PROJECTION)
+
 
 def _scores(q: jax.Array, k: jax.Array, scale: float, softcap: float | None) -> jax.Array:
     """Scaled scores [head, seq, kv_seq], in float32, of q [seq, head, projection], k [kv_seq, kv_head, projection]."""
@@ -177,9 +192,7 @@ def _scores(q: jax.Array, k: jax.Array, scale: float, softcap: float | None) -> 
     groups = k.shape[1]
     grouped = q.reshape(seq, groups, heads // groups, projection).transpose(1, 2, 0, 3)
     scores = jnp.einsum("giqp,tgp->giqt", grouped, k, preferred_element_type=jnp.float32) * scale
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    return scores.reshape(heads, seq, k.shape[0])
+    return attention.bounded(scores, softcap).reshape(heads, seq, k.shape[0])
 
 
 def _weigh(pattern: jax.Array, v: jax.Array) -> jax.Array:

@@ -12,8 +12,9 @@ import numpy as np
 from flax import nnx
 
 from jaxinterp.models.architecture import Architecture
+from jaxinterp.models.attention import bounded
 from jaxinterp.models.masks import begins, causal_mask, positions_in_text
-from jaxinterp.models.nnx_blocks import attend, block, layer_constants, norm, softcap
+from jaxinterp.models.nnx_blocks import attend, block, layer_constants, norm
 
 _BLOCK = "blocks.{layer}.{name}"
 _STACKED = "blocks.*."
@@ -114,7 +115,7 @@ class Decoder(nnx.Module):
         """Logits after any soft cap, float32 `[..., vocabulary]`, of outputs of the final norm `[..., embedding]`."""
         table = self.table["W_E" if self.architecture.tied else "W_U"][...]
         logits = jnp.einsum("...e,ve->...v", hidden, table, preferred_element_type=jnp.float32)
-        return softcap(logits, self.architecture.logit_softcap)
+        return bounded(logits, self.architecture.logit_softcap)
 
     def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """The residual stream in front of the first block.

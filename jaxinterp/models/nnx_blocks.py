@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.models import attention
 from jaxinterp.models.architecture import Architecture
+from jaxinterp.models.attention import not_kept
 from jaxinterp.models.blocks import ACTIVATIONS
 from jaxinterp.models.rotary import frequencies, rotate
 
-_PART = 64
-"""Fewest queries that are worth to be read on their own."""
 Kept = TypeVar("Kept")
 Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]]
 """Queries `[batch, seq, head, projection]`, keys and values `[batch, seq, kv_head, projection]` -> what the heads read
@@ -65,63 +65,8 @@ def block(
 
 
 def attend(architecture: Architecture, q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> jax.Array:
-    """What heads read in a text.
-
-    Args:
-        architecture: What the decoder is made of.
-        q: Queries, `[batch, seq, head, projection]`.
-        k: Keys, `[batch, seq, kv_head, projection]`.
-        v: Values, the same.
-        seen: Which keys a query sees, bool `[batch, seq, seq]`; never a later one.
-
-    Returns:
-        Values weighted by attention, `[batch, seq, head, projection]`.
-    """
-    texts, seq, _, projection = q.shape
-    queries = q.reshape(texts, seq, architecture.kv_heads, -1, projection).transpose(0, 2, 3, 1, 4)
-    keys, values = (vectors.transpose(0, 2, 1, 3) for vectors in (k, v))
-
-    def read(queries: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> jax.Array:
-        flat = queries.reshape(-1, projection)
-        products = jnp.einsum("np,tp->nt", flat, keys, preferred_element_type=jnp.float32)
-        pattern = attention_pattern(architecture, products.reshape(-1, *seen.shape), seen).astype(values.dtype)
-        return jnp.einsum("nt,tp->np", pattern.reshape(products.shape), values).reshape(queries.shape)
-
-    at_once = jax.vmap(jax.vmap(read, in_axes=(0, 0, 0, None)))
-    z = jax.lax.platform_dependent(queries, keys, values, seen, cpu=_in_turn(read), default=at_once)
-    return z.transpose(0, 3, 1, 2, 4).reshape(q.shape)
-
-
-def _in_turn(read: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Heads that share keys, one text after the other, so that scores stay in a processor's cache.
-
-    No query sees a later key: the first quarter of the queries is shown the first quarter of the keys, and so on. A
-    gradient computes scores again rather than fetch them from memory.
-    """
-
-    def text(given: tuple[jax.Array, ...]) -> jax.Array:
-        *vectors, seen = given
-        seq = seen.shape[0]
-        size = max(_PART, -(-seq // 4))
-        ends = [(start, min(start + size, seq)) for start in range(0, seq, size)]
-
-        @_not_kept
-        def again(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-            parts = [
-                read(queries[:, start:end], keys[:end], values[:end], seen[start:end, :end]) for start, end in ends
-            ]
-            return jnp.concatenate(parts, axis=1)
-
-        return jax.lax.map(lambda group: again(*group), tuple(vectors))
-
-    return lambda *given: jax.lax.map(text, given)
-
-
-def attention_pattern(architecture: Architecture, products: jax.Array, seen: jax.Array) -> jax.Array:
-    """Attention of queries to keys, the last axis, from their products; `seen` broadcasts against them."""
-    scores = softcap(products * architecture.attention_scale, architecture.attention_softcap)
-    # A finite floor, so that a padded query, which sees nothing, has no NaN to leak through gradients.
-    return jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min), axis=-1)
+    """What heads read in a text; see `jaxinterp.models.attention.attend`."""
+    return attention.attend(q, k, v, seen, scale=architecture.attention_scale, softcap=architecture.attention_softcap)
 
 
 def _queries_keys_values(
@@ -143,7 +88,7 @@ def _mlp(architecture: Architecture, layer: Mapping[str, jax.Array], x: jax.Arra
     units = _biased(_product(layer["W_in"], x), layer, "b_in")
     if architecture.gated:
         gates = _biased(_product(layer["W_gate"], x), layer, "b_gate")
-        units = _not_kept(lambda units, gates: units * activate(gates))(units, gates)
+        units = not_kept(lambda units, gates: units * activate(gates))(units, gates)
     else:
         units = activate(units)
     return _biased(_product(layer["W_out"], units), layer, "b_out")
@@ -155,24 +100,14 @@ def _product(weight: jax.Array, x: jax.Array) -> jax.Array:
     return flat.reshape(*x.shape[:-1], -1)
 
 
-def _not_kept(cheap: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The same function, whose intermediate values a gradient computes again: fetching them would take longer."""
-    return jax.checkpoint(cheap, prevent_cse=False)
-
-
 def _biased(x: jax.Array, layer: Mapping[str, jax.Array], name: str) -> jax.Array:
     return x + layer[name] if name in layer else x
-
-
-def softcap(x: jax.Array, cap: float | None) -> jax.Array:
-    """`cap * tanh(x / cap)`, or `x` where there is no cap."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def norm(architecture: Architecture, weights: Mapping[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
     """The norm `name` of some weights, computed in float32, in the dtype of `x`."""
     if architecture.norm == "rms":
-        return _not_kept(functools.partial(_rms, architecture))(x, weights[f"{name}.w"])
+        return not_kept(functools.partial(_rms, architecture))(x, weights[f"{name}.w"])
     wide = x.astype(jnp.float32)
     wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + architecture.norm_eps)

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxinterp.models.architecture import Architecture
+from jaxinterp.models.attention import attention_pattern
 from jaxinterp.models.masks import positions_in_text
 from jaxinterp.models.nnx import Decoder
-from jaxinterp.models.nnx_blocks import attend, attention_pattern, block
+from jaxinterp.models.nnx_blocks import attend, block
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["keys", "values", "mask", "filled"], meta_fields=[])
@@ -129,5 +130,7 @@ def _attend_to_kept(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     grouped = q.reshape(len(q), architecture.kv_heads, -1, architecture.projection)
     products = jnp.einsum("bgqp,bgtp->bgqt", grouped, keys, preferred_element_type=jnp.float32)
-    pattern = attention_pattern(architecture, products, seen[:, None, None]).astype(values.dtype)
+    pattern = attention_pattern(
+        products, seen[:, None, None], architecture.attention_scale, architecture.attention_softcap
+    ).astype(values.dtype)
     return jnp.einsum("bgqt,bgtp->bgqp", pattern, values).reshape(q.shape), (keys, values)

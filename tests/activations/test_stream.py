@@ -214,7 +214,8 @@ def test_the_bound_holds_for_what_the_compiler_says_it_needs(family, sites, logi
     needed = needs.temp_size_in_bytes + needs.output_size_in_bytes
     bound = rows * memory.bytes_per_row(model.architecture, sites, seq=seq, logits=logits)
     bound += memory.bytes_fixed(model.architecture)
-    assert needed <= bound <= 3 * needed, f"needs {needed} bytes, the bound says {bound}"
+    loose = 4 if sites == (ji.resid_post(),) else 3  # the bound counts whole scores, which are made in parts here
+    assert needed <= bound <= loose * needed, f"needs {needed} bytes, the bound says {bound}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")

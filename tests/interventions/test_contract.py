@@ -16,7 +16,8 @@ MODEL = toy("qwen2", hidden_size=16, intermediate_size=24, num_hidden_layers=2)
 TEXTS = [[3, 1, 4, 1, 5, 9], [2, 7, 1, 8]]
 WIDTH = MODEL.architecture.embedding
 VECTOR = np.random.default_rng(0).normal(size=WIDTH).astype(np.float32)
-LOGITS, CACHE = ji.run(MODEL, TEXTS, sites=[ji.resid_post(), ji.z(), ji.pattern(), ji.mlp_post()])
+LOGITS, _ = ji.run(MODEL, TEXTS)
+_, CACHE = ji.run(MODEL, TEXTS, sites=[ji.resid_post(), ji.z(), ji.pattern(), ji.mlp_post()])
 OTHER_LOGITS, OTHER = ji.run(MODEL, [[8, 8, 2, 6, 6, 7], [1, 2, 3, 4]], sites=[ji.resid_post(), ji.z(), ji.pattern()])
 VALID = CACHE.mask
 

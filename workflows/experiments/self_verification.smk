@@ -9,16 +9,16 @@ PROBES = "<results>/probing/directions.safetensors"
 read_paper(
     "self_verification",
     {
-        "verdicts": part(),
-        "probing": part(arrays="directions", verdicts=VERDICTS),
-        "units": part(verdicts=VERDICTS, probes=PROBES),
-        "ablation": part(verdicts=VERDICTS),
+        "verdicts": part(priority=3),
+        "probing": part(priority=2, arrays="directions", verdicts=VERDICTS),
+        "units": part(priority=2, verdicts=VERDICTS, probes=PROBES),
+        "ablation": part(priority=3, verdicts=VERDICTS),
         "lens": part(verdicts=VERDICTS, ablation=HEADS, units=UNITS),
         "channels": part(verdicts=VERDICTS, ablation=HEADS, units=UNITS, probes=PROBES),
-        "regeneration": part(verdicts=VERDICTS, ablation=HEADS, units=UNITS),
+        "regeneration": part(priority=1, verdicts=VERDICTS, ablation=HEADS, units=UNITS),
         "sufficiency": part(verdicts=VERDICTS, ablation=HEADS),
         "verdict_steering": part(verdicts=VERDICTS, probes=PROBES),
-        "finetuning": part(verdicts=VERDICTS, ablation=HEADS, units=UNITS),
+        "finetuning": part(priority=1, verdicts=VERDICTS, ablation=HEADS, units=UNITS),
         "in_context": part(),
     },
 )

@@ -25,9 +25,10 @@ def read_paper(name, parts):
         read_section(experiment)
 
 
-def part(arrays=None, **inputs):
-    """What an experiment needs beside models (name -> file of another one), and the name of the arrays it makes."""
-    return {"arrays": arrays, "inputs": inputs}
+def part(arrays=None, priority=0, **inputs):
+    """What an experiment needs beside models (name -> file of another one), the name of the arrays it makes, and how
+    soon it runs among those that could: long ones first, so that none is left to run alone at the end."""
+    return {"arrays": arrays, "priority": priority, "inputs": inputs}
 
 
 def read_section(name):

@@ -29,6 +29,7 @@ for experiment, needs in {name: needs for parts in PAPERS.values() for name, nee
             f"<logs>/{experiment}/measure.log",
         benchmark:
             f"<benchmarks>/{experiment}.tsv"
+        priority: needs["priority"]
         threads: config["threads"]
         resources:
             mem=config["memory"],
