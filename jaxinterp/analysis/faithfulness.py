@@ -16,6 +16,7 @@ from jaxinterp.analysis.circuit import graph_of, measure_circuits
 from jaxinterp.analysis.statistics import bootstrap
 from jaxinterp.models.language_model import LanguageModel
 
+_ROUNDING = 1e-5  # metrics nearer than this, absolutely or relative to their size, differ by float32 rounding alone
 _FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -80,7 +81,7 @@ def faithfulness(
     pairs = align_pairs(model, clean, corrupted, mask)
     values = measure_circuits(model, pairs, circuits, bind_metric(metric, model, len(pairs)), batch_size)
     ends = values[[-1, -2]]
-    if abs(ends[0].mean() - ends[1].mean()) < 1e-6:
+    if np.isclose(ends[0].mean(), ends[1].mean(), rtol=_ROUNDING, atol=_ROUNDING):
         raise ValueError("the metric is the same on clean and corrupted texts, so nothing can be restored")
     rows = []
     for (name, draw, size), value in zip(labels, values, strict=False):
