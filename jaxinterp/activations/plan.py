@@ -274,8 +274,8 @@ def _take(leaf: Any, rows: np.ndarray) -> Any:
     names = tuple(leaf.named_shape)
     array, axis = leaf.unwrap(*names), names.index(axes.BATCH)
     if isinstance(array, np.ndarray) or array.sharding.device_set == {jax.devices("cpu")[0]}:
-        sizes = {**leaf.named_shape, axes.BATCH: len(rows)}
-        return pz.nx.NamedArray(collections.OrderedDict(sizes), np.take(np.asarray(array), rows, axis))
+        sizes = collections.OrderedDict({**leaf.named_shape, axes.BATCH: len(rows)})
+        return pz.nx.NamedArray(sizes, cast("jax.Array", np.take(np.asarray(array), rows, axis)))
     return pz.nx.wrap(jnp.take(array, jnp.asarray(rows), axis), *names)
 
 

@@ -151,10 +151,10 @@ class Attention(pz.nn.Layer):
     def __call__(self, x: NamedArray, /, *, attend: Any, distance: Any, **side_inputs: Any) -> NamedArray:
         """Maps the normalised residual [batch, seq, embedding] to what attention writes."""
         side_inputs |= {"attend": attend, "distance": distance}
-        vectors = [part(x, **side_inputs) for part in (self.query, self.key, self.value)]
+        q, k, v = (part(x, **side_inputs) for part in (self.query, self.key, self.value))
         seen = attend if self.window is None else attend & (distance < self.window)
         whole = self.scores.edits or self.pattern.edits
-        z = self._read_whole(*vectors, seen, **side_inputs) if whole else self._read(*vectors, seen)
+        z = self._read_whole(q, k, v, seen, **side_inputs) if whole else self._read(q, k, v, seen)
         z = self.z(z, **side_inputs)
         if self.head_out.edits:
             parts = contract(axes.PROJECTION, z, self.output)
@@ -175,14 +175,14 @@ class Attention(pz.nn.Layer):
         self, q: NamedArray, k: NamedArray, v: NamedArray, seen: NamedArray, /, **side_inputs: Any
     ) -> NamedArray:
         """The same, with scores and patterns as arrays that pass their taps."""
-        q = q.untag(axes.SEQ, axes.HEAD, axes.PROJECTION)
-        k, v = (vectors.untag(axes.SEQ, axes.KV_HEAD, axes.PROJECTION) for vectors in (k, v))
-        scores = pz.nx.nmap(_scores)(q, k, self.scale, self.softcap).tag(axes.HEAD, axes.SEQ, axes.KV_SEQ)
+        rows = q.untag(axes.SEQ, axes.HEAD, axes.PROJECTION)
+        keys, values = (vectors.untag(axes.SEQ, axes.KV_HEAD, axes.PROJECTION) for vectors in (k, v))
+        scores = pz.nx.nmap(_scores)(rows, keys, self.scale, self.softcap).tag(axes.HEAD, axes.SEQ, axes.KV_SEQ)
         scores = self.scores(scores, **side_inputs)
         scores = pz.nx.nmap(jnp.where)(seen, scores, jnp.finfo(scores.dtype).min)
         pattern = pz.nx.nmap(jax.nn.softmax)(scores.untag(axes.KV_SEQ)).tag(axes.KV_SEQ).astype(v.dtype)
         pattern = self.pattern(pattern, **side_inputs)
-        z = pz.nx.nmap(_weigh)(pattern.untag(axes.HEAD, axes.SEQ, axes.KV_SEQ), v)
+        z = pz.nx.nmap(_weigh)(pattern.untag(axes.HEAD, axes.SEQ, axes.KV_SEQ), values)
         return z.tag(axes.SEQ, axes.HEAD, axes.PROJECTION)
 
 
