@@ -16,6 +16,8 @@ rule fetch_model:
     log:
         "<logs>/models/{model}.fetch.log",
     retries: 2
+    # Before any experiment: one that must wait for its model loses its place to a shorter one.
+    priority: 9
     threads: 1
     resources:
         mem="1GB",
@@ -38,7 +40,7 @@ rule draw_model:
         ),
     log:
         "<logs>/models/{model}.tree.log",
-    threads: 2
+    threads: 1
     resources:
         mem="4GB",
         runtime="10m",
@@ -60,7 +62,7 @@ rule draw_edited_model:
         ),
     log:
         "<logs>/models/{model}.edited.log",
-    threads: 2
+    threads: 1
     resources:
         mem="4GB",
         runtime="10m",
