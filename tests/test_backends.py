@@ -47,3 +47,32 @@ def test_outside_an_image_nothing_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(artefacts, "_MARKER", tmp_path / "none.json")
     monkeypatch.setattr(backends, "say", pytest.fail)
     backends.warn_of_fallback()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+def test_memory_that_was_freed_is_used_again():
+    program = """
+import resource
+import numpy as np
+from jaxinterp.cli.backends import reuse_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        np.full(1 << 22, 1, np.int32)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before, kept, after = faults(), reuse_freed_memory(), (faults(), faults())[1]
+print(before, kept, after)
+"""
+    variables = os.environ | {"JAX_PLATFORMS": "cpu", "NUMPY_MADVISE_HUGEPAGE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True, env=variables
+    )
+    before, kept, after = done.stdout.split()
+    assert kept == "True" and int(after) < int(before) / 100
+
+
+def test_on_an_accelerator_freed_memory_goes_back(monkeypatch):
+    monkeypatch.setattr(backends, "_found", lambda: "tpu")
+    assert not backends.reuse_freed_memory()

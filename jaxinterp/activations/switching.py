@@ -82,7 +82,7 @@ def generate_switching_each(
     max_new_tokens: int = 64,
     *,
     after: str | int,
-    reads: Reads = "text",
+    reads: Reads | Sequence[Reads] = "text",
     cache: bool = True,
     batch_size: int = 64,
 ) -> list[list[str]]:
@@ -94,7 +94,7 @@ def generate_switching_each(
         prompts: See `generate_switching`, as for the other arguments.
         max_new_tokens: Most tokens to add.
         after: A token, by its text or id.
-        reads: What the edited models have read.
+        reads: What the edited models have read: one word for all, or one for each.
         cache: Whether to keep keys and values.
         batch_size: Texts at a time.
 
@@ -106,8 +106,12 @@ def generate_switching_each(
     """
     if max_new_tokens < 1 or batch_size < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens} and batch_size {batch_size}; both must be at least 1")
-    if reads not in ("text", "token"):
-        raise ValueError(f"reads must be 'text' or 'token', not {reads!r}")
+    each_reads: list[Reads] = [reads] * len(edits) if isinstance(reads, str) else list(reads)
+    unknown = [one for one in each_reads if one not in ("text", "token")]
+    if unknown:
+        raise ValueError(f"reads must be 'text' or 'token', not {unknown[0]!r}")
+    if len(each_reads) != len(edits):
+        raise ValueError(f"reads has {len(each_reads)} words for {len(edits)} edits; pass one for all, or one for each")
     tokenizer = model.require_tokenizer()
     trigger = tokenizer.id(after) if isinstance(after, str) else after
     tokens, valid = prepare(model, prompts)
@@ -116,7 +120,7 @@ def generate_switching_each(
         raise ValueError(f"{tokens.shape[1]} + {max_new_tokens} tokens exceed the {limit} learned positions")
     check_rows((model.body, *(edited.body for edited in edits)), len(tokens))
     write = _write if cache else _write_anew
-    found = write(model, edits, tokens, valid, trigger, max_new_tokens, reads, batch_size)
+    found = write(model, edits, tokens, valid, trigger, max_new_tokens, each_reads, batch_size)
     return [[tokenizer.decode(row) for row in rows] for rows in found]
 
 
@@ -127,7 +131,7 @@ def _write(
     valid: np.ndarray,
     trigger: int,
     most: int,
-    reads: Reads,
+    reads: Sequence[Reads],
     batch_size: int,
 ) -> list[list[list[int]]]:
     """New ids of each row under each edit; rows of similar length together."""
@@ -149,15 +153,15 @@ def _write(
         sizes = {"slots": slots, "kv_heads": model.architecture.kv_heads, "projection": model.architecture.projection}
         body = compiled_form(of_rows(model.body, some))
         clean = _read(body, ids, mask, **sizes)
-        for texts, each in zip(found, edits, strict=True):
+        for texts, each, own_reads in zip(found, edits, reads, strict=True):
             edited = compiled_form(of_rows(each.body, some))
             text, token = Text.of(mask, slots), ids[:, -1]
-            other = _read(edited, ids, mask, **sizes) if reads == "text" else _look(edited, clean, token, text)
+            other = _read(edited, ids, mask, **sizes) if own_reads == "text" else _look(edited, clean, token, text)
             # A copy, because the state gives its memory to the step that follows.
             state = _State(text, token, jax.tree.map(jnp.copy, clean), other, jnp.zeros(len(ids), bool))
             parts = []
             for _ in range(chunks):
-                state, new = _continue(body, edited, state, jnp.asarray(trigger), stops, reads=reads)
+                state, new = _continue(body, edited, state, jnp.asarray(trigger), stops, reads=own_reads)
                 parts.append(np.asarray(new))
                 if np.asarray(state.done).all():
                     break
@@ -235,11 +239,14 @@ def _write_anew(
     valid: np.ndarray,
     trigger: int,
     most: int,
-    reads: Reads,
+    reads: Sequence[Reads],
     _: int,
 ) -> list[list[list[int]]]:
     """The same without keys and values, one row at a time."""
-    return [_rows_anew(model, edited, tokens, valid, trigger, most, reads) for edited in edits]
+    return [
+        _rows_anew(model, edited, tokens, valid, trigger, most, own_reads)
+        for edited, own_reads in zip(edits, reads, strict=True)
+    ]
 
 
 def _rows_anew(

@@ -51,9 +51,11 @@ def run(
     from inspect import signature
 
     from jaxinterp import artefacts, experiments
+    from jaxinterp.cli.backends import reuse_freed_memory
     from jaxinterp.config import as_dict, load_config, read_settings
     from jaxinterp.parallel.placement import first_process
 
+    reuse_freed_memory()
     module = experiments.find(experiment)
     settings = load_config(module.Config, read_settings(config), where=experiment)
     models = {role: load_model(source, dtype, mesh) for role, source in split_pairs("--model", model).items()}

@@ -17,7 +17,6 @@ import polars as pl
 from matplotlib.figure import Figure
 
 import jaxinterp as ji
-from jaxinterp.activations.switching import Reads
 from jaxinterp.analysis import statistics
 from jaxinterp.experiments import ablation, units
 from jaxinterp.experiments.claims import Claim
@@ -78,7 +77,7 @@ class Config:
     """Of these, traces at which random heads and units are taken out."""
     draws: int = 20
     """Random sets of heads and of units; each is taken out in its own part of these traces."""
-    recomputed: int = 8
+    recomputed: int = 4
     """Traces that are written once more without a key-value cache."""
     samples: int = 4
     """Traces of which the texts are shown."""
@@ -142,15 +141,15 @@ def _write_all(
     model: LanguageModel, some: Sequence[Case], conditions: Sequence[Missing], config: Config
 ) -> list[list[str] | None]:
     """The continuations under each condition, those on the same texts together; `None` where the set is empty."""
-    groups: dict[tuple[Reads, int], list[int]] = {}
+    groups: dict[int, list[int]] = {}
     for index, condition in enumerate(conditions):
         if condition.condition == missing_parts.NOTHING or condition.count:
-            groups.setdefault((condition.reads, len(condition.sites)), []).append(index)
+            groups.setdefault(len(condition.sites), []).append(index)
     found: list[list[str] | None] = [None] * len(conditions)
-    for (reads, count), members in groups.items():
+    for count, members in groups.items():
         here = [conditions[index] for index in members]
         _LOG.info("%d traces: %s", count, "; ".join(f"{each.condition} ({each.count}) out" for each in here))
-        for index, texts in zip(members, _write(model, some[:count], here, reads, config), strict=True):
+        for index, texts in zip(members, _write(model, some[:count], here, config), strict=True):
             found[index] = texts
     return found
 
@@ -159,7 +158,6 @@ def _write(
     model: LanguageModel,
     some: Sequence[Case],
     conditions: Sequence[Missing],
-    reads: Reads,
     config: Config,
     cache: bool = True,
 ) -> list[list[str]]:
@@ -170,7 +168,7 @@ def _write(
         [case.ids[:-1] for case in some],
         config.max_new_tokens,
         after=some[0].ids[-1],
-        reads=reads,
+        reads=[each.reads for each in conditions],
         cache=cache,
         batch_size=config.batch_size,
     )
@@ -251,7 +249,7 @@ def _recompute(
     model: LanguageModel, condition: Missing, some: Sequence[Case], texts: Sequence[str], config: Config
 ) -> dict[str, Any]:
     few = min(config.recomputed, len(some))
-    (again,) = _write(model, some[:few], [condition], condition.reads, config, cache=False) if few else ([],)
+    (again,) = _write(model, some[:few], [condition], config, cache=False) if few else ([],)
     same = np.array([one == other for one, other in zip(again, texts[:few], strict=True)], bool)
     return {"measure": "same without cache"} | condition.labels | cases.proportion(same)
 

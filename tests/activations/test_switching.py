@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
+from jaxinterp.activations import switching
 from jaxinterp.models.toy import toy
 from jaxinterp.tasks import countdown
 
@@ -100,6 +101,14 @@ def test_several_edits_at_once_are_each_alone(model, blind, reads, cache):
     alone = [ji.generate_switching(model, each, PREFIXES, 4, after=" (", reads=reads) for each in edits]
     assert together == alone
     assert len({tuple(texts) for texts in together}) > 1
+
+
+def test_each_edit_may_read_as_it_will(model, blind):
+    ways: list[switching.Reads] = ["token", "text"]
+    together = ji.generate_switching_each(model, [blind, blind], PREFIXES, 4, after=" (", reads=ways)
+    assert together == [ji.generate_switching(model, blind, PREFIXES, 4, after=" (", reads=way) for way in ways]
+    with pytest.raises(ValueError, match="2 words for 1 edits"):
+        ji.generate_switching_each(model, [blind], PREFIXES, 4, after=" (", reads=ways)
 
 
 def test_texts_end_where_the_model_ends_them(model, blind):
