@@ -15,9 +15,9 @@ rule fetch_model:
         model=directory("<resources>/models/{model}"),
     log:
         "<logs>/models/{model}.fetch.log",
-    retries: 2
     # Before any experiment: one that must wait for its model loses its place to a shorter one.
     priority: 9
+    retries: 2
     threads: 1
     resources:
         mem="1GB",
